@@ -1,0 +1,229 @@
+"""The two records that flow between the notebooks, and the three views of them that training methods take."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medcomfort_utils.paths import MedComfortError, existing, replacing, resolve, tidy
+
+Split = Literal["train", "validation", "test"]
+Condition = Literal["original", "soothing_answer", "emotional", "comfort_only", "multiturn"]
+REJECTED = ("original", "comfort_only", "soothing_answer")  # what a preference may be taught against
+EMOTIONS = ("fear", "sadness", "anger", "guilt", "loneliness")
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    content: str = Field(min_length=1)
+
+
+class _Conversation(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    messages: list[Message] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _ends_with_an_answer(self):
+        if self.messages[-1].role != "assistant" or all(m.role != "user" for m in self.messages):
+            raise ValueError("messages must hold a user turn and end with an assistant turn")
+        return self
+
+    @property
+    def prompt(self) -> list[dict]:
+        """All turns before the last answer, as chat-template messages."""
+        return [m.model_dump() for m in self.messages[:-1]]
+
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return next(m.content for m in reversed(self.messages) if m.role == "user")
+
+    @property
+    def answer(self) -> str:
+        """The last assistant turn."""
+        return self.messages[-1].content
+
+
+class Dialogue(_Conversation):
+    """A source dialogue: what was asked, what was answered, what the answer must convey.
+
+    `facts`: atomic statements (empty where unknown). `red_flags`: urgent-care advice that must survive.
+    """
+
+    id: str
+    source: str
+    lang: str = "en"
+    topic: str = ""
+    facts: list[str] = []
+    red_flags: list[str] = []
+    split: Split
+
+
+class Gate(BaseModel):
+    """The result of one check on a rewrite; `reason` says what failed, and is empty if it passed."""
+
+    name: str
+    passed: bool
+    reason: str = ""
+
+
+class Rewrite(_Conversation):
+    """One version of a dialogue.
+
+    `condition`: `original` (neutral question, plain answer), `soothing_answer` (neutral question, soothing answer),
+    `emotional` (emotional question, soothing answer), `comfort_only` (emotional question, comfort without knowledge:
+    only ever a rejected answer) or `multiturn`. `emotion` is empty for `original`.
+    """
+
+    dialogue_id: str
+    condition: Condition
+    emotion: str = ""
+    lang: str = "en"
+    split: Split
+    backend: str
+    model: str
+    prompt_version: str
+    gates: list[Gate] = []
+
+
+def content_id(messages: Sequence[dict]) -> str:
+    """Twelve hex digits of the SHA-256 of the turns: the same text has the same id on every machine."""
+    text = "\x1e".join(f"{m['role']}\x1f{m['content']}" for m in messages)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+
+def split_of(source_id: str, test: float = 0.15, validation: float = 0.05) -> Split:
+    """Split by hash of the *source* dialogue's id, so that no rewrite of a test dialogue is ever trained on."""
+    share = int(hashlib.sha256(f"split:{source_id}".encode()).hexdigest()[:8], 16) / 16**8
+    return "test" if share < test else "validation" if share < test + validation else "train"
+
+
+_TEXT_LIST = pa.list_(pa.string())
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_GATES = pa.list_(pa.struct([("name", pa.string()), ("passed", pa.bool_()), ("reason", pa.string())]))
+_TYPES = {"messages": _MESSAGES, "facts": _TEXT_LIST, "red_flags": _TEXT_LIST, "gates": _GATES}
+
+Record = TypeVar("Record", Dialogue, Rewrite)
+
+
+def write_records(path: str | Path, records: Iterable[Record], kind: type[Record]) -> Path:
+    """Write records of one `kind` to parquet, atomically, with a fixed schema (also when there are none)."""
+    schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in kind.model_fields])
+    table = pa.Table.from_pylist([record.model_dump() for record in records], schema=schema)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+    return resolve(path)
+
+
+def read_records(path: str | Path, kind: type[Record]) -> list[Record]:
+    """Read records written by `write_records`; a MedComfortError names the file and row that do not fit."""
+    found = existing(path, kind.__name__.lower() + "s")
+    try:
+        rows = pq.read_table(found).to_pylist()
+    except pa.ArrowException as error:
+        raise MedComfortError(f"{tidy(found)} is not a readable parquet file; run 01_rewrite again.") from error
+    records = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            records.append(kind(**row))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(map(str, problem["loc"])) or "record"
+            raise MedComfortError(f"{tidy(found)}, row {number}: {field}: {problem['msg']}.") from error
+    return records
+
+
+def _turn(role: str, content: str) -> list[dict]:
+    return [{"role": role, "content": content}]
+
+
+def _versions(rewrites: Iterable[Rewrite]) -> list[dict[str, list[Rewrite]]]:
+    """The versions of each dialogue by condition, in the order in which dialogues first appear."""
+    dialogues: dict[str, dict[str, list[Rewrite]]] = {}
+    for rewrite in rewrites:
+        dialogues.setdefault(rewrite.dialogue_id, {}).setdefault(rewrite.condition, []).append(rewrite)
+    return list(dialogues.values())
+
+
+def _kept(rows: list[dict], balance: float, seed: int) -> list[dict]:
+    """A seeded sample of the share `balance` of the rows, order kept."""
+    if not 0 <= balance <= 1:
+        raise MedComfortError(f"balance must lie between 0 and 1, not {balance}.")
+    chosen = random.Random(seed).sample(range(len(rows)), round(balance * len(rows)))
+    return [rows[i] for i in sorted(chosen)]
+
+
+def to_sft(
+    rewrites: Iterable[Rewrite], balance: float = 1.0, seed: int = 0, target: Condition = "emotional"
+) -> list[dict]:
+    """Prompt/completion rows: the `target` answer to the emotional question, the plain answer to the neutral one.
+
+    `balance` in [0, 1] is the share of neutral pairs kept. `target="comfort_only"` teaches comfort without knowledge.
+    """
+    if target not in ("emotional", "comfort_only"):
+        raise MedComfortError(f"target must be emotional or comfort_only, not '{target}'.")
+    rewrites = list(rewrites)
+    emotional = [_completion(r, r.answer) for r in rewrites if r.condition == target]
+    neutral = [_completion(r, r.answer) for r in rewrites if r.condition == "original"]
+    return emotional + _kept(neutral, balance, seed)
+
+
+def _completion(rewrite: Rewrite, answer: str) -> dict:
+    return {"prompt": rewrite.prompt, "completion": _turn("assistant", answer)}
+
+
+def to_preference(
+    rewrites: Iterable[Rewrite],
+    balance: float = 1.0,
+    seed: int = 0,
+    against: Sequence[str] = REJECTED,
+) -> list[dict]:
+    """Prompt/chosen/rejected rows for DPO.
+
+    For an emotional question the soothing answer is chosen over those named in `against`: the plain one (`original`)
+    and comfort without knowledge (`comfort_only`). With `soothing_answer` in `against`, a neutral question prefers
+    the plain answer to a soothing one; `balance` is the share of these neutral pairs kept.
+    """
+    unknown = [name for name in against if name not in REJECTED]
+    if unknown or not against:
+        raise MedComfortError(
+            f"against must name some of {', '.join(REJECTED)}, not {', '.join(unknown) or 'nothing'}."
+        )
+    emotional, neutral = [], []
+    for version in _versions(rewrites):
+        plain = [r.answer for r in version.get("original", [])]
+        hollow = {r.emotion: r.answer for r in version.get("comfort_only", [])}
+        for good in version.get("emotional", []):
+            bad = plain if "original" in against else []
+            bad = bad + ([hollow[good.emotion]] if "comfort_only" in against and good.emotion in hollow else [])
+            emotional += [_pair(good, good.answer, rejected) for rejected in bad]
+        if "soothing_answer" in against:
+            neutral += [_pair(r, text, r.answer) for r in version.get("soothing_answer", [])[:1] for text in plain]
+    return emotional + _kept(neutral, balance, seed)
+
+
+def _pair(rewrite: Rewrite, chosen: str, rejected: str) -> dict:
+    return {"prompt": rewrite.prompt, "chosen": _turn("assistant", chosen), "rejected": _turn("assistant", rejected)}
+
+
+def to_unpaired(
+    rewrites: Iterable[Rewrite],
+    balance: float = 1.0,
+    seed: int = 0,
+    against: Sequence[str] = REJECTED,
+) -> list[dict]:
+    """Prompt/completion/label rows for KTO: the chosen and rejected answers of `to_preference`, each once."""
+    rows = {}
+    for pair in to_preference(rewrites, balance, seed, against):
+        for side, label in (("chosen", True), ("rejected", False)):
+            key = (pair["prompt"][-1]["content"], pair[side][0]["content"], label)
+            rows.setdefault(key, {"prompt": pair["prompt"], "completion": pair[side], "label": label})
+    return list(rows.values())

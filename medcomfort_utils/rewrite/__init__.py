@@ -1,0 +1,1 @@
+"""What `01_rewrite` calls: sources, the synthetic clinic, rewriters and gates."""
