@@ -1,0 +1,89 @@
+"""The command `medcomfort`: a thin face of the package."""
+
+import argparse
+import errno
+import signal
+import sys
+from collections.abc import Sequence
+
+from medcomfort_utils import paths, pipeline
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code: 0, 1 (told in one sentence), 2 (usage) or 130 (interrupted)."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except paths.MedComfortError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(_sentence(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished steps are kept, and the same command goes on from there.", code=130)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medcomfort", description="Rewrite, fine-tune, evaluate, draw: the paper.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sub = commands.add_parser("reproduce", help="run the steps of a profile that are not up to date")
+    sub.add_argument("--profile", required=True, metavar="NAME_OR_PATH", help="a name in notebooks/profiles, or a file")
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--only", metavar="STEP", help="run this step (or all steps of this notebook) only")
+    which.add_argument("--from", dest="start", metavar="STEP", help="start here; earlier steps are taken as done")
+    sub.add_argument("--set", dest="settings", action="append", default=[], metavar="STEP.PARAM=VALUE", help="YAML")
+    sub.add_argument("--name", metavar="RUN", help="the run's own folder, runs/RUN (default: the profile's name)")
+    sub.add_argument("--dry-run", action="store_true", help="show the steps and their commands, run nothing")
+    sub.add_argument("--force", action="store_true", help="run steps even if they are up to date")
+    sub.set_defaults(run=_reproduce)
+    sub = commands.add_parser("publish", help="commit a run's small result files to data/results and the README's tables")
+    sub.add_argument("--name", default="nano", metavar="RUN", help="the run, and its folder's name (default: nano)")
+    sub.set_defaults(run=_publish)
+    sub = commands.add_parser("build-base", help="train the nano base model from scratch, about ten minutes on two cores")
+    sub.add_argument("--out", default=str(paths.NANO_BASE), metavar="FOLDER", help="default: data/nano_base")
+    sub.set_defaults(run=_build_base)
+    return parser
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    # Being told to end is like Ctrl-C: the kernel is stopped, and nothing half-written stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder = pipeline.reproduce(
+        args.profile,
+        only=args.only,
+        start=args.start,
+        settings=args.settings,
+        name=args.name,
+        dry_run=args.dry_run,
+        force=args.force,
+    )
+    summary = folder / "summary.md"
+    if not (args.dry_run or args.only) and summary.exists():
+        print(f"\n{summary.read_text(encoding='utf-8')}", end="")
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from medcomfort_utils.draw import publish  # matplotlib is slow to import, and the other commands need none of it
+
+    print("published to", paths.tidy(publish.publish(paths.RUNS / args.name, args.name)))
+
+
+def _build_base(args: argparse.Namespace) -> None:
+    from medcomfort_utils.finetune import nano  # torch and transformers are slow to import
+
+    print("saved to", paths.tidy(nano.build_base(args.out)))
+
+
+def _sentence(error: OSError) -> str:
+    where = f"{paths.tidy(error.filename)}: " if isinstance(error.filename, str) else ""
+    hint = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+    return f"{where}{error.strerror or error}{hint}; what was finished before is untouched."
+
+
+def _fail(sentence: str, code: int = 1) -> int:
+    print(f"medcomfort: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
