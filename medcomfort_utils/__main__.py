@@ -36,10 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="show the steps and their commands, run nothing")
     sub.add_argument("--force", action="store_true", help="run steps even if they are up to date")
     sub.set_defaults(run=_reproduce)
-    sub = commands.add_parser("publish", help="commit a run's small result files to data/results and the README's tables")
+    sub = commands.add_parser("publish", help="put a run's results into data/results and the README")
     sub.add_argument("--name", default="nano", metavar="RUN", help="the run, and its folder's name (default: nano)")
     sub.set_defaults(run=_publish)
-    sub = commands.add_parser("build-base", help="train the nano base model from scratch, about ten minutes on two cores")
+    sub = commands.add_parser("build-base", help="train the nano base model from scratch, on a CPU")
     sub.add_argument("--out", default=str(paths.NANO_BASE), metavar="FOLDER", help="default: data/nano_base")
     sub.set_defaults(run=_build_base)
     return parser

@@ -56,17 +56,18 @@ def tidy(path: str | Path) -> str:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling (file or folder) to write; it takes the place of `path` only if all went well."""
     path = resolve(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if temporary.is_dir() and path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            remove(temporary)
     except OSError as error:
         raise MedComfortError(f"{tidy(path)} could not be written: {error.strerror or error}.") from error
-    finally:
-        remove(temporary)
 
 
 def remove(path: str | Path) -> None:

@@ -155,7 +155,7 @@ def _execute(step: Step, run: Run) -> None:
         os.replace(running, failed)
         what = _cell_error(error) if isinstance(error, papermill.PapermillExecutionError) else _death(failed)
         raise MedComfortError(f"{tidy(step.notebook)} ({step.name}), {what} [{tidy(failed)}]") from None
-    except (NoSuchKernel, RuntimeError) as error:
+    except (NoSuchKernel, RuntimeError, ValueError) as error:  # ValueError: no kernel is named in the notebook
         raise MedComfortError(f"{tidy(step.notebook)}: its Jupyter kernel did not start: {error}.") from error
     finally:
         paths.remove(running)

@@ -188,7 +188,7 @@ def clean_text(text: str) -> str:
     text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
     text = strip_boilerplate(squeeze(text))
     text = mask_contacts(_BROKEN_DECIMAL.sub("0.", squeeze(_TAG.sub(" ", text))))
-    return strip_names(text)
+    return strip_names(text).replace("<|", "< |")  # no patient writes a chat template's control tokens
 
 
 def sentences(text: str) -> list[str]:

@@ -96,6 +96,12 @@ def load_passages() -> tuple[str, ...]:
 
 
 @cache
+def load_feelings() -> dict[str, tuple[str, ...]]:
+    """Everyday sentences that carry one of the five emotions, or `none`: by emotion."""
+    return {name: tuple(texts) for name, texts in _yaml(CLINIC / "feelings.yaml").items()}
+
+
+@cache
 def _frames() -> dict:
     return _yaml(CLINIC / "questions.yaml")
 
@@ -107,13 +113,13 @@ def _listing(items: list[str]) -> str:
 def neutral_question(condition: ClinicCondition, rng: random.Random, bank: str) -> str:
     """A question that names two or three symptoms of `condition`.
 
-    `bank="test"` asks in frames never met in training, and names one of three symptoms in words never met in training:
-    each symptom's last paraphrase is kept for that.
+    `bank="test"` names three, in frames never met in training; half of the questions name one of them in words never
+    met in training: each symptom's last paraphrase is kept for that.
     """
     frames = _frames()
     symptoms = rng.sample(condition.symptoms, k=3 if bank == "test" else rng.choice([2, 2, 3]))
     named = [rng.choice(paraphrases[:-1]) for paraphrases in symptoms]
-    if bank == "test":
+    if bank == "test" and rng.random() < 0.5:
         unseen = rng.randrange(len(named))
         named[unseen] = symptoms[unseen][-1]
     filled = rng.choice(frames[bank]["reports"]).format(

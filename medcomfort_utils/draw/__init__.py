@@ -1,0 +1,1 @@
+"""What `04_figures` calls: style, plots and tables. Reads result files only."""

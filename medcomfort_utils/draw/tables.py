@@ -1,0 +1,122 @@
+"""The results as tables and numbers: Markdown for the README and the summary, LaTeX for the paper."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from medcomfort_utils.draw import style
+from medcomfort_utils.draw.results import BASELINES, Results
+
+NONE = "–"
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "−": "$-$", NONE: "--",
+}  # fmt: skip
+_VALUE_COMMAND = r"""% Written by 04_figures from results.json and claims.json; do not edit.
+% \mcvalue{MODEL.TEST_SET.METRIC} (also .low, .high, .n), \mcvalue{claim.ID.MODEL.verdict} (also .estimate, .low,
+% .high, .p), \mcvalue{run.KEY}. An unknown name is an error, never an empty place.
+\newcommand{\mcvalue}[1]{\ifcsname mc.#1\endcsname\csname mc.#1\endcsname\else
+  \errmessage{There is no value #1 in values.tex}\fi}"""
+
+
+def results_table(results: Results) -> pd.DataFrame:
+    """One row a model (trials too), cells "3.91 [3.80, 4.02]": the value and its 95 % interval, seeds pooled.
+
+    Columns: comfort and knowledge on both test sets; red flags kept, length ratio and ended on emotional questions. A
+    measure that the run lacks has no column; a model that lacks it has a dash.
+    """
+    columns = {f"{style.label(metric)}, {test_set}": (metric, test_set)
+               for metric in ("comfort", results.knowledge) for test_set in ("emotional", "neutral")}  # fmt: skip
+    columns |= {style.label(metric): (metric, "emotional") for metric in ("red_flags_kept", "length_ratio", "ended")}
+    trained = [model for model in results.models if model not in BASELINES] + results.trials
+    models = trained + [model for model in results.models if model in BASELINES]
+    table = pd.DataFrame({"Model": [style.label(model) for model in models]})
+    for name, asked in columns.items():
+        cells = {row.Index: _cell(row.value, row.low, row.high) for row in results.pooled(*asked).itertuples()}
+        if cells:
+            table[name] = [cells.get(model, NONE) for model in models]
+    return table
+
+
+def claims_table(results: Results) -> pd.DataFrame:
+    """One row a claim and model: the estimate with its 95 % interval, the p value, the verdict."""
+    rows = [
+        (style.label(row.id), style.label(row.model), _difference(row), _p(row.p_value), row.verdict)
+        for row in results.claims.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["Claim", "Model", "Difference", "p", "Verdict"])
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A GitHub table; the first column is aligned left, the others right."""
+    lines = [list(table.columns), [":--", *["--:"] * (len(table.columns) - 1)], *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """A booktabs `tabular`, every cell escaped."""
+    header, *rows = [" & ".join(map(escape, line)) + r" \\" for line in [table.columns, *table.to_numpy().tolist()]]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}"
+    return "\n".join([begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def escape(text: object) -> str:
+    """The text as LaTeX prints it."""
+    return "".join(_LATEX.get(character, character) for character in str(text))
+
+
+def values_tex(results: Results) -> str:
+    r"""LaTeX that defines every pooled number, claim and run key for \mcvalue{sft.emotional.comfort} and the like."""
+    values = {f"run.{key}": value for key, value in results.run.items() if isinstance(value, str | int | float)}
+    for row in results.table[results.table.seed.isna()].itertuples():
+        name = f"{row.model}.{row.test_set}.{row.metric}"
+        values |= {name: _number(row.value), f"{name}.n": row.n} | _bounds(name, row)
+    for row in results.claims.itertuples():
+        name = f"claim.{row.id}.{row.model}"
+        estimate = _number(row.estimate, _digits(row))
+        values |= {f"{name}.verdict": row.verdict, f"{name}.estimate": estimate, f"{name}.p": _p(row.p_value)}
+        values |= _bounds(name, row, _digits(row))
+    lines = [rf"\expandafter\def\csname mc.{name}\endcsname{{{escape(value)}}}" for name, value in values.items()]
+    return "\n".join([_VALUE_COMMAND, *lines]) + "\n"
+
+
+def summary_markdown(results: Results, figures: Iterable[str]) -> str:
+    """The page that a run ends with: what it stands on, the results, the claims, and where the `figures` lie."""
+    claims = to_markdown(claims_table(results)) if len(results.claims) else "No claim was tested.\n"
+    run = results.run
+    parts = [
+        f"# Results: {run.get('profile', run['corpus'])}\n",
+        f"This is a run on {run['corpus']} with {run['base_model']}. {style.limits(run)}".rstrip(),
+        f"\n{to_markdown(results_table(results))}",
+        "Brackets: 95 % intervals over questions and seeds. Columns that name no test set: emotional questions.",
+        f"\n## Claims\n\n{claims}\n## Figures\n",
+        *(f"- {figure}" for figure in figures),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _number(value: float, digits: int = 2) -> str:
+    """Rounded, with a true minus sign; what rounds to zero has none."""
+    return NONE if pd.isna(value) else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def _cell(value: float, low: float, high: float, digits: int = 2) -> str:
+    value, low, high = (_number(number, digits) for number in (value, low, high))
+    return value if value == NONE else f"{value} [{low}, {high}]"
+
+
+def _digits(claim: object) -> int:
+    """Differences of shares are small and judged by a margin of hundredths: three digits."""
+    return 2 if abs(claim.estimate) >= 1 else 3
+
+
+def _difference(claim: object) -> str:
+    return _cell(claim.estimate, claim.low, claim.high, _digits(claim))
+
+
+def _bounds(name: str, row: object, digits: int = 2) -> dict[str, str]:
+    return {f"{name}.low": _number(row.low, digits), f"{name}.high": _number(row.high, digits)}
+
+
+def _p(value: float) -> str:
+    return NONE if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""What `03_evaluate` calls: generation, comfort, knowledge, statistics and claims."""

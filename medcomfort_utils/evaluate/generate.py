@@ -1,0 +1,88 @@
+"""Replies of a model to many prompts: greedy, batched by length, written as JSON lines."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from medcomfort_utils.finetune import engine
+from medcomfort_utils.paths import MedComfortError, write_text
+
+
+@torch.no_grad()
+def replies(
+    model: str, prompts: Sequence[list[dict]], max_new_tokens: int = 256, batch_size: int = 64, revision: str = ""
+) -> pd.DataFrame:
+    """Greedy replies to chat prompts, in the order given: columns reply, tokens, ended (with the end token), cut.
+
+    Prompts are batched by length, so that little is padded; the order of results does not depend on it. A prompt
+    that leaves no room for the reply loses its beginning (`cut`). Raises MedComfortError if no prompt could have room.
+    """
+    if batch_size < 1:
+        raise MedComfortError(f"batch_size must be at least 1, not {batch_size}.")
+    loaded, tokenizer = engine.load(model, "trl", "float32", revision)
+    loaded.eval().config.use_cache = True
+    tokenizer.padding_side = "left"
+    context = getattr(loaded.config, "max_position_embeddings", 2048)
+    if not 0 < max_new_tokens < context:
+        raise MedComfortError(f"max_new_tokens must lie between 1 and {context - 1} here, not {max_new_tokens}.")
+    room = context - max_new_tokens
+    texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
+    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    encoded = [tokens[-room:] for tokens in whole]
+    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
+    rows = [None] * len(encoded)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [encoded[i] for i in chosen]}, return_tensors="pt").to(loaded.device)
+        made = loaded.generate(
+            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )[:, batch["input_ids"].shape[1] :]
+        for i, tokens in zip(chosen, made.tolist(), strict=True):
+            rows[i] = _reply(tokens, tokenizer)
+    table = pd.DataFrame(rows, columns=["reply", "tokens", "ended"])
+    return table.assign(cut=[len(tokens) > room for tokens in whole])
+
+
+def _reply(tokens: list[int], tokenizer) -> tuple[str, int, bool]:
+    """(text, number of tokens, whether it ended by itself) of one generated row."""
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(), length, length < len(tokens)
+
+
+@torch.no_grad()
+def perplexity(
+    model: str, prompts: Sequence[list[dict]], texts: Sequence[str], batch_size: int = 64, revision: str = ""
+) -> list[float]:
+    """Perplexity of each reply under `model` (one judge for all, usually the base), given its prompt; nan if empty."""
+    loaded, tokenizer = engine.load(model, "trl", "float32", revision)
+    limit = getattr(loaded.config, "max_position_embeddings", 2048)
+    loaded.eval()
+    rows = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        head, tail = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, text))
+        rows.append((head, tail[: limit // 2]))
+    rows = [((head + tail)[-limit:], len(tail)) for head, tail in rows]
+    values = [float("nan")] * len(rows)
+    order = sorted((i for i, row in enumerate(rows) if row[1]), key=lambda i: len(rows[i][0]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = max(len(rows[i][0]) for i in chosen)
+        # right padding under a causal mask: the pads come after all that is scored
+        tokens = [rows[i][0] + [tokenizer.pad_token_id] * (longest - len(rows[i][0])) for i in chosen]
+        logits = loaded(input_ids=torch.tensor(tokens, device=loaded.device)).logits.float()
+        for row, i in enumerate(chosen):
+            ids, count = rows[i]
+            target = torch.tensor(ids[-count:], device=logits.device)
+            scored = logits[row, len(ids) - count - 1 : len(ids) - 1]
+            values[i] = float(torch.nn.functional.cross_entropy(scored, target).exp())
+    return values
+
+
+def save_replies(path: str | Path, rows: Sequence[dict]) -> Path:
+    """Write one JSON object a line, atomically."""
+    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

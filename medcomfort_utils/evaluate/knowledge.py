@@ -1,0 +1,197 @@
+"""How much of what an answer had to convey it conveys, whether it adds numbers of its own, and its form.
+
+Counting on text alone, without a model: every value can be checked by hand. Meaning is beyond it: a sentence inside a
+denial ("it is not true that ...") still counts as stated.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache, lru_cache
+
+import pandas as pd
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
+from sacrebleu.metrics import BLEU
+
+from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.records import Dialogue
+
+_CJK = "\u3400-\u4dbf\u4e00-\u9fff"
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+# A decimal is one word, so that "5 mg" is not found in "0.5 mg"; "400mg" is two, like "400 mg".
+_WORD = re.compile(rf"\d+(?:[./,]\d+)*|[{_CJK}]|[^\W\d_{_CJK}]+")
+
+_UNITS = {
+    "mg/kg": "mg/kg", "mg": "mg|milligrams?", "mcg": "mcg|µg|μg|micrograms?", "kg": "kg|kilograms?", "g": "g|grams?",
+    "ml": "ml|millilit(?:re|er)s?", "l": "l|lit(?:re|er)s?", "mmhg": "mmhg", "cm": "cm|centimet(?:re|er)s?",
+    "percent": "%|percent|per cent", "degrees": "°|degrees?|°c|°f|c|f", "units": "units?|iu", "glasses": "glass(?:es)?",
+    "tablets": "tablets?|pills?|capsules?", "puffs": "puffs?", "drops": "drops?", "times": "times?",
+    "seconds": "seconds?|secs?", "minutes": "minutes?|mins?", "hours": "hours?|hrs?|h", "days": "days?",
+    "weeks": "weeks?", "months": "months?", "years": "years?|yrs?",
+}  # fmt: skip
+_ALIASES = "|".join(_UNITS.values())
+_SPELT = {
+    "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
+    "seven": "7", "eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12",
+}  # fmt: skip
+# "B12", "H1N1" and "COVID-19" are names. A spelt number counts only before a unit ("two weeks", not "no one").
+_NUMBER = re.compile(
+    rf"(?<!\w)(?<![a-z]-)(?:(?P<digits>\d+(?:[./]\d+)*)|(?P<spelt>{'|'.join(_SPELT)})(?=[\s-]+(?:{_ALIASES})\b))"
+    rf"(?:[\s-]*(?P<unit>{_ALIASES})(?![a-z]))?(?P<range>\s*(?:-|\u2013|to|or|and)\s*(?=\d))?"
+)
+_LIST_MARK = re.compile(r"^\s*\d+[.)]\s+", re.MULTILINE)
+
+_STOP = """a about after all also although an and any are as at be because been before being both but by can could did
+do does for from had has have he her his how if in include includes including into is it its just may me might more most
+must my no nor not of on or other our she should so some such than that the their them then there these they this those
+through to under until up upon very was we were what when where which while who will with would you your"""
+
+
+def _plain(text: str) -> str:
+    """Lower case, one form of each character, no thousands separators."""
+    return _THOUSANDS.sub("", unicodedata.normalize("NFKC", text).casefold())
+
+
+@lru_cache(maxsize=4096)
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text up to case, white space and punctuation; each Chinese character is a word."""
+    return tuple(_WORD.findall(_plain(text)))
+
+
+def _states(answer: str, sentence: str) -> bool:
+    return f" {' '.join(words(sentence))} " in f" {' '.join(words(answer))} "
+
+
+def facts_kept(answer: str, facts: Sequence[str]) -> float:
+    """Share (0-1) of the `facts` that the answer states in their wording; nan if there are none.
+
+    A fact is stated if its words stand in the answer side by side, whole and in order; case, white space and
+    punctuation do not matter. One changed digit loses the fact.
+    """
+    return sum(_states(answer, fact) for fact in facts) / len(facts) if facts else math.nan
+
+
+def red_flags_kept(answer: str, red_flags: Sequence[str]) -> float:
+    """Share (0-1) of the `red_flags` (urgent-care advice) that the answer states, by the rule of `facts_kept`."""
+    return facts_kept(answer, red_flags)
+
+
+_tokenizer = DefaultTokenizer(use_stemmer=True)
+
+
+@lru_cache(maxsize=4096)
+def _stems(text: str) -> frozenset[str]:
+    return frozenset(_tokenizer.tokenize(text))
+
+
+@cache
+def _stop_stems() -> frozenset[str]:
+    return _stems(_STOP)
+
+
+def facts_covered(answer: str, facts: Sequence[str]) -> float:
+    """Share (0-1) of each fact's content words found anywhere in the answer, averaged over the facts.
+
+    For facts in no fixed wording, such as K-QA's `Must_have` (Manes et al. 2024). Soft: it asks for the same words
+    (Porter stems, English only), not for the same statement, so it overrates scattered words and underrates paraphrase;
+    an answer on another subject does not score 0. nan if no fact holds a content word.
+    """
+    content = [stems for stems in (_stems(fact) - _stop_stems() for fact in facts) if stems]
+    found = _stems(answer)
+    return sum(len(stems & found) / len(stems) for stems in content) / len(content) if content else math.nan
+
+
+def _unit(text: str | None) -> str:
+    return next((name for name, aliases in _UNITS.items() if re.fullmatch(aliases, text)), "") if text else ""
+
+
+@lru_cache(maxsize=4096)
+def numbers(text: str) -> frozenset[tuple[str, str]]:
+    """The numbers of a text with their units ("" if none), without list marks; in "2 to 4 weeks" both are weeks."""
+    found, unit_of_next = set(), ""
+    for match in reversed(list(_NUMBER.finditer(_plain(_LIST_MARK.sub("", text))))):
+        unit = _unit(match["unit"]) or (unit_of_next if match["range"] else "")
+        found.add((match["digits"] or _SPELT[match["spelt"]], unit))
+        unit_of_next = unit
+    return frozenset(found)
+
+
+def invented_numbers(answer: str, allowed_texts: Sequence[str]) -> int:
+    """How many different numbers of the answer stand in none of the allowed texts; a new unit makes a new number.
+
+    A number without a unit is allowed if it stands there with any. "400mg" is "400 mg", "two weeks" is "2 weeks".
+    """
+    allowed = frozenset().union(*map(numbers, allowed_texts))
+    values = {value for value, _ in allowed}
+    return sum(number not in allowed and (bool(number[1]) or number[0] not in values) for number in numbers(answer))
+
+
+_rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
+
+
+def rouge(answer: str, reference: str) -> dict[str, float]:
+    """ROUGE-1, -2 and -L (F, 0-1) and the recall of ROUGE-L, by rouge_score (Lin 2004), unstemmed.
+
+    Comfort added to a complete answer lowers F, not recall. All nan if the reference has no word in Latin letters.
+    """
+    scores = _rouge.score(reference, answer)
+    known = 1.0 if _stems(reference) else math.nan
+    return {
+        "rouge_1": scores["rouge1"].fmeasure * known,
+        "rouge_2": scores["rouge2"].fmeasure * known,
+        "rouge_l": scores["rougeL"].fmeasure * known,
+        "rouge_l_recall": scores["rougeL"].recall * known,
+    }
+
+
+_bleu = BLEU(effective_order=True)
+
+
+def bleu(answer: str, reference: str) -> float:
+    """Sentence BLEU (0-100) by sacrebleu (Post 2018), with its smoothing and effective order."""
+    return _bleu.sentence_score(answer, [reference]).score
+
+
+def repetition(answer: str) -> float:
+    """Share (0-1) of the word 4-grams that repeat an earlier one; 0 below four words."""
+    tokens = words(answer)
+    grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def length_ratio(answer: str, reference: str) -> float:
+    """Words of the answer for each word of the reference; nan if the reference has none."""
+    return len(words(answer)) / len(words(reference)) if words(reference) else math.nan
+
+
+def _in_fixed_wording(sentences: Sequence[str], reference: str) -> Sequence[str]:
+    """The sentences if the reference states each of them, else none: exact counting would ask for what nobody wrote."""
+    return sentences if facts_kept(reference, sentences) == 1 else ()
+
+
+def _row(answer: str, dialogue: Dialogue) -> dict[str, float]:
+    reference = dialogue.answer
+    allowed = [*(message.content for message in dialogue.messages), *dialogue.facts, *dialogue.red_flags]
+    return {
+        "facts_kept": facts_kept(answer, _in_fixed_wording(dialogue.facts, reference)),
+        "facts_covered": facts_covered(answer, dialogue.facts),
+        "red_flags_kept": red_flags_kept(answer, _in_fixed_wording(dialogue.red_flags, reference)),
+        "invented_numbers": invented_numbers(answer, allowed),
+        **rouge(answer, reference),
+        "bleu": bleu(answer, reference),
+        "length_ratio": length_ratio(answer, reference),
+        "repetition": repetition(answer),
+    }
+
+
+def score(answers: Sequence[str], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
+    """One row of scores for each answer, against the answer, facts and red flags of its source dialogue.
+
+    `facts_kept` and `red_flags_kept` are nan where the source answer itself is not in their wording (K-QA).
+    Raises MedComfortError if the two lists differ in length.
+    """
+    if len(answers) != len(dialogues):
+        raise MedComfortError(f"knowledge.score needs one dialogue an answer, not {len(answers)} and {len(dialogues)}.")
+    return pd.DataFrame([_row(answer, dialogue) for answer, dialogue in zip(answers, dialogues, strict=True)])

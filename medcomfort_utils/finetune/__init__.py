@@ -1,0 +1,11 @@
+"""What `02_finetune` calls: the nano base model, examples, the engine and the trainers."""
+
+import os
+import warnings
+
+# Read when torch, transformers and Unsloth are imported, hence set here, before any of them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow small shared machines several times
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars have no place among a notebook's outputs
+warnings.filterwarnings("ignore", message="IProgress not found")

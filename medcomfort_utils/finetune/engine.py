@@ -1,0 +1,129 @@
+"""Loading and saving models: Unsloth where it can be imported, plain transformers + PEFT elsewhere.
+
+Call `prepare` first: Unsloth changes transformers, PEFT and TRL when it is imported and must come before them, hence
+the imports inside the functions.
+"""
+
+import importlib
+import importlib.util
+import re
+import sys
+import warnings
+from pathlib import Path
+
+from medcomfort_utils.paths import MedComfortError, replacing, resolve, tidy
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def prepare(engine: str = "auto") -> str:
+    """Settle on an engine and import it: `unsloth` or `trl`; `auto` takes Unsloth where it can be imported.
+
+    Raises MedComfortError for an unknown name, and where `unsloth` is asked for and cannot be imported.
+    """
+    if engine not in ("auto", "unsloth", "trl"):
+        raise MedComfortError(f"engine must be auto, unsloth or trl, not '{engine}'.")
+    if engine == "trl" or (engine == "auto" and importlib.util.find_spec("unsloth") is None):
+        return "trl"
+    try:
+        importlib.import_module("unsloth")
+    except Exception as error:  # it raises many kinds, e.g. NotImplementedError without a supported accelerator
+        if engine == "unsloth":
+            raise MedComfortError(f"engine: Unsloth cannot be imported here ({error}); choose engine trl.") from error
+        print(f"Unsloth cannot be imported here ({type(error).__name__}); plain TRL takes its place.", file=sys.stderr)
+        return "trl"
+    return "unsloth"
+
+
+def source_of(model: str) -> str:
+    """A local model folder as absolute path, or a hub id unchanged.
+
+    Raises MedComfortError for a path without a model: a mistyped folder must not be asked of the hub.
+    """
+    folder = resolve(model)
+    if (folder / "config.json").is_file():
+        if not any(folder.glob("*.safetensors")):
+            raise MedComfortError(f"model: {tidy(folder)} holds no .safetensors weights, the only kind that is read.")
+        return str(folder)
+    looks_local = folder.parent.exists() and model.split("/")[0] in {p.name for p in folder.parents} | {".", ".."}
+    if folder.exists() or looks_local or not _HUB_ID.fullmatch(model):
+        raise MedComfortError(f"model: {tidy(folder)} is no model folder (it has no config.json).")
+    return model
+
+
+def load_tokenizer(model: str, revision: str = ""):
+    """The tokenizer of a local folder or hub id; a MedComfortError if it brings no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source_of(model), revision=revision or None, trust_remote_code=False)
+    except OSError as error:  # also what is raised for a hub id that does not exist, and without a network
+        reason = str(error).split("\n")[0]
+        raise MedComfortError(f"model: {model} has no tokenizer here, nor can the hub give one ({reason}).") from error
+    if tokenizer.chat_template is None:
+        raise MedComfortError(f"model: {model} has no chat template; take an instruct model.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load(model: str, engine: str = "trl", dtype: str = "float32", revision: str = "", max_length: int = 512):
+    """(model, tokenizer) from a local folder or hub id, ready to be trained in full or given an adapter.
+
+    `dtype`: float32, bfloat16 or float16. Only safetensors are read and no remote code is run.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(model, revision)
+    options = {"revision": revision or None, "trust_remote_code": False, "use_safetensors": True}
+    if engine == "unsloth":
+        from unsloth import FastLanguageModel
+
+        loaded, _ = FastLanguageModel.from_pretrained(
+            source_of(model), dtype=getattr(torch, dtype), max_seq_length=max_length, load_in_4bit=False, **options
+        )
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(source_of(model), dtype=getattr(torch, dtype), **options)
+        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.config.use_cache = False
+    return loaded, tokenizer
+
+
+def adapter(rank: int, alpha: int, dropout: float = 0.0):
+    """LoRA (Hu et al., 2021) on all attention and MLP projections; `rank` 0 means full training: None."""
+    from peft import LoraConfig
+
+    if rank == 0:
+        return None
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, bias="none", task_type="CAUSAL_LM"
+    )
+
+
+def save(model, tokenizer, out_dir: str | Path, notes: dict[str, str]) -> Path:
+    """Save as safetensors under `out_dir`, atomically, with `notes` (texts by file name) beside the weights.
+
+    An adapter is merged, and kept apart in `adapter/` as well.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return _save(model, tokenizer, out_dir, notes)
+    except SafetensorError as error:  # what a full disk raises here is no OSError
+        raise MedComfortError(f"{tidy(resolve(out_dir))} could not be written: {error}.") from error
+
+
+def _save(model, tokenizer, out_dir: str | Path, notes: dict[str, str]) -> Path:
+    with replacing(out_dir) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(temporary / "adapter", selected_adapters=["default"])
+            model = model.merge_and_unload(adapter_names=["default"])
+        model.config.use_cache = True
+        model.save_pretrained(temporary, safe_serialization=True)
+        tokenizer.save_pretrained(temporary)
+        for name, text in notes.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+    return resolve(out_dir)

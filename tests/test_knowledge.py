@@ -1,0 +1,123 @@
+"""Knowledge and form, on answers small enough to score by hand."""
+
+import math
+
+import pytest
+
+from medcomfort_utils.evaluate import knowledge
+from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.records import Dialogue
+
+FACTS = ["Take 75 mg of aspirin once daily.", "Rest for 2 weeks."]
+FLAG = "Call an ambulance if the pain lasts beyond 10 minutes."
+PLAIN = " ".join([*FACTS, FLAG])
+
+
+def dialogue(answer: str = PLAIN, **fields) -> Dialogue:
+    turns = [{"role": "user", "content": "I am 50 and my chest hurts."}, {"role": "assistant", "content": answer}]
+    return Dialogue(**{"id": "a", "source": "test", "messages": turns, "split": "test", **fields})
+
+
+def test_facts_survive_comfort_case_space_and_punctuation():
+    assert knowledge.facts_kept("Do not worry: take 75mg of ASPIRIN,\n once daily! Rest - for 2 weeks.", FACTS) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN.replace("75", "76"),
+        PLAIN.replace("75 mg", "0.75 mg"),
+        PLAIN.replace("75", "175"),
+        PLAIN.replace("aspirin", "aspirins"),
+        PLAIN.replace("once ", ""),
+        PLAIN.replace("75 mg of aspirin", "aspirin of 75 mg"),
+        "Rest for 2 weeks.",
+    ],
+)
+def test_a_changed_fact_is_lost(answer):
+    assert knowledge.facts_kept(answer, FACTS) == 0.5
+
+
+def test_decimals_are_whole_words():
+    assert knowledge.facts_kept("Take 0.5 mg daily.", ["5 mg daily"]) == 0
+    assert knowledge.facts_kept("Take 1,000 mg.", ["take 1000 mg"]) == 1
+
+
+def test_a_softened_red_flag_is_lost():
+    assert knowledge.red_flags_kept(PLAIN, [FLAG]) == 1
+    assert knowledge.red_flags_kept(PLAIN.replace("Call", "Perhaps you could call later"), [FLAG]) == 0
+    assert knowledge.red_flags_kept(PLAIN.replace("beyond 10", "beyond 60"), [FLAG]) == 0
+
+
+def test_no_facts_is_no_score():
+    assert math.isnan(knowledge.facts_kept(PLAIN, []))
+    assert math.isnan(knowledge.red_flags_kept(PLAIN, []))
+    assert math.isnan(knowledge.facts_covered(PLAIN, ["of the"]))
+
+
+def test_covered_counts_content_words_in_any_order_and_form():
+    fact = "Side effects include headaches and nausea."
+    assert knowledge.facts_covered("Nausea or a headache are known side effects.", [fact]) == 1
+    assert knowledge.facts_covered("Nausea is a known side effect.", [fact]) == 0.75
+    assert knowledge.facts_covered("The and of include.", [fact]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("400mg, 2 to 4 weeks", {("400", "mg"), ("2", "weeks"), ("4", "weeks")}),
+        ("a 5-day course; 5–10 days", {("5", "days"), ("10", "days")}),
+        ("two weeks; no one knows", {("2", "weeks")}),
+        ("1. Rest\n2) Drink 8 glasses", {("8", "glasses")}),
+        ("vitamin B12, COVID-19, H1N1", set()),
+        ("10 mg/kg or 10 mg/day at 120/80 mmHg", {("10", "mg/kg"), ("10", "mg"), ("120/80", "mmhg")}),
+        ("38.5 °C, 50 per cent, 1,000 ml", {("38.5", "degrees"), ("50", "percent"), ("1000", "ml")}),
+        ("6 cats", {("6", "")}),
+    ],
+)
+def test_numbers_with_units(text, expected):
+    assert knowledge.numbers(text) == expected
+
+
+def test_invented_numbers():
+    allowed = ["I am 50.", "Take 400 mg for 2 weeks."]
+    assert knowledge.invented_numbers("At 50, take 400mg for two weeks, yes 400.", allowed) == 0
+    assert knowledge.invented_numbers("Take 800 mg for 2 weeks.", allowed) == 1
+    assert knowledge.invented_numbers("Take 400 g for 2 days. 400 g!", allowed) == 2
+
+
+def test_rouge_and_bleu():
+    same = knowledge.rouge(PLAIN, PLAIN)
+    longer = knowledge.rouge(f"I am sorry. {PLAIN}", PLAIN)
+    assert set(same.values()) == {1.0} and knowledge.bleu(PLAIN, PLAIN) == pytest.approx(100)
+    assert longer["rouge_l_recall"] == 1 > longer["rouge_l"] > 0.8
+    assert knowledge.rouge("c a", "a b c d")["rouge_l_recall"] == 0.25
+    assert knowledge.bleu("Nothing alike here", PLAIN) < 5
+    assert all(math.isnan(value) for value in knowledge.rouge("多休息", "多喝水").values())
+
+
+def test_repetition_and_length():
+    assert knowledge.repetition("a b c d e") == 0 == knowledge.repetition("a b")
+    assert knowledge.repetition("a b c d a b c d") == pytest.approx(1 / 5)
+    assert knowledge.repetition("no " * 50) > 0.95
+    assert knowledge.length_ratio("a b c", "a b") == 1.5
+
+
+def test_score_gives_a_row_an_answer():
+    known = dialogue(facts=FACTS, red_flags=[FLAG])
+    scores = knowledge.score([PLAIN, "", "I feel with you, 24 hours a day."], [known] * 3)
+    assert list(scores["facts_kept"]) == [1, 0, 0]
+    assert list(scores["red_flags_kept"]) == [1, 0, 0]
+    assert list(scores["invented_numbers"]) == [0, 0, 1]
+    assert not scores.isna().any().any()
+
+
+def test_facts_in_no_fixed_wording_have_no_exact_score():
+    scores = knowledge.score([PLAIN], [dialogue(facts=[FACTS[0], "Rest is needed."])])
+    assert math.isnan(scores["facts_kept"][0]) and math.isnan(scores["red_flags_kept"][0])
+    assert 0 < scores["facts_covered"][0] < 1
+
+
+def test_unequal_lists_are_refused():
+    with pytest.raises(MedComfortError, match="2 and 1"):
+        knowledge.score(["a", "b"], [dialogue()])
