@@ -46,8 +46,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reproduce(args: argparse.Namespace) -> None:
-    # Being told to end is like Ctrl-C: the kernel is stopped, and nothing half-written stays.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Being told to end is like Ctrl-C: the kernel is stopped, and nothing half-written stays. Ctrl-C itself is set
+    # too, since a shell starts its background jobs with it ignored.
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.default_int_handler)
     folder = pipeline.reproduce(
         args.profile,
         only=args.only,

@@ -19,6 +19,7 @@ from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.profile import Run, Step, read_notebook
 
 PACKAGE = "medcomfort_utils"
+OUTPUTS = ("results", "smoke")  # folders of data/ that hold what steps once wrote
 LARGE = 64 * 2**20  # bytes; above it a file is known by size and time
 # What the pipeline itself writes into a run's folder.
 OWN = {"notebooks", "steps", "profile.yaml", "versions.json"}
@@ -48,9 +49,9 @@ def folders(step: Step, run: Run) -> str:
 
 
 def shared_inputs() -> dict[str, str]:
-    """What every step hangs on: the package's data files, data/ but for results and smoke, and the versions."""
+    """What every step hangs on: the package's data files, those of data/ but for OUTPUTS, and the versions."""
     files = [p for p in _files(paths.ROOT / PACKAGE) if p.suffix != ".py"]
-    files += [p for p in _files(paths.DATA) if p.relative_to(paths.DATA).parts[0] not in ("results", "smoke")]
+    files += [p for p in _files(paths.DATA) if p.suffix != ".md" and p.relative_to(paths.DATA).parts[0] not in OUTPUTS]
     return {
         "data": _digest({tidy(path): content(path) for path in files}),
         "versions": _digest(paths.package_versions()),

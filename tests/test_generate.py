@@ -46,7 +46,13 @@ def test_a_reply_is_greedy_and_counted(prompts, said):
     while len(made) < ROOM and (not made or made[-1] != tokenizer.eos_token_id):
         made.append(int(model(torch.tensor([tokens + made])).logits[0, -1].argmax()))
     ended = made[-1] == tokenizer.eos_token_id
-    assert said.loc[0].tolist() == [tokenizer.decode(made, skip_special_tokens=True), len(made) - ended, ended]
+    text = tokenizer.decode(made, skip_special_tokens=True)
+    assert said.loc[0].tolist() == [text, len(made) - ended, ended, False]
+
+
+def test_a_prompt_without_room_is_marked_as_cut(prompts):
+    said = generate.replies(BASE, [turn("user", "I have a cough. " * 400), prompts[0]], ROOM)
+    assert said["cut"].tolist() == [True, False]
 
 
 def test_a_reply_that_meets_its_limit_has_not_ended(prompts, said):

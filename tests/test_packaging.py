@@ -184,7 +184,7 @@ def stamp(folder, text):
 
 def test_make_alone_lists_the_commands(checkout):
     listed = set(re.findall(r"make (\w+)", make(checkout).stdout))
-    assert {"help", "reproduce", "test", "smoke", "figures", "results", "lab", "clean"} <= listed
+    assert {"help", "reproduce", "test", "smoke", "figures", "publish", "refresh", "lab", "clean"} <= listed
 
 
 def test_set_up_is_skipped_when_nothing_changed(checkout):

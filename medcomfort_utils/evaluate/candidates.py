@@ -58,7 +58,7 @@ def baseline(asked: pd.DataFrame, sources: Mapping[str, Dialogue], name: str) ->
     """
     plain = asked["dialogue_id"].map(lambda key: sources[key].answer)
     reply = plain if name == "original" else asked["soothing"].where(asked["test_set"] == "emotional", plain)
-    ended = {"reply": reply, "tokens": pd.NA, "ended": pd.NA}
+    ended = {"reply": reply, "tokens": float("nan"), "ended": float("nan")}
     return asked.assign(**ended, model=name, method="reference", seed=pd.NA)
 
 

@@ -113,13 +113,13 @@ def _listing(items: list[str]) -> str:
 def neutral_question(condition: ClinicCondition, rng: random.Random, bank: str) -> str:
     """A question that names two or three symptoms of `condition`.
 
-    `bank="test"` names three, in frames never met in training; half of the questions name one of them in words never
-    met in training: each symptom's last paraphrase is kept for that.
+    `bank="test"` names three, in frames never met in training, and one of them in words never met in training: each
+    symptom's last paraphrase is kept for that.
     """
     frames = _frames()
     symptoms = rng.sample(condition.symptoms, k=3 if bank == "test" else rng.choice([2, 2, 3]))
     named = [rng.choice(paraphrases[:-1]) for paraphrases in symptoms]
-    if bank == "test" and rng.random() < 0.5:
+    if bank == "test":
         unseen = rng.randrange(len(named))
         named[unseen] = symptoms[unseen][-1]
     filled = rng.choice(frames[bank]["reports"]).format(
@@ -145,8 +145,8 @@ def _dialogue(condition: ClinicCondition, question: str, split: str) -> Dialogue
 
 
 def is_taught(condition: ClinicCondition) -> bool:
-    """Whether fine-tuning shows this condition (about 60 % of them); the others test what it makes a model forget."""
-    return split_of(f"taught:{condition.name}", test=0.4, validation=0.0) == "train"
+    """Whether fine-tuning shows this condition (about nine in ten); the others test what it makes a model forget."""
+    return split_of(f"taught:{condition.name}", test=0.1, validation=0.0) == "train"
 
 
 def generate(per_condition: int, seed: int = 0) -> Iterator[Dialogue]:
