@@ -66,8 +66,8 @@ def test_a_superior_claim_needs_the_adjusted_p(tmp_path):
 
 
 def test_nothing_to_lose_is_no_proof(tmp_path):
-    assert run(tmp_path, KEPT, 0.0, spread=0.001, base=0.04)["verdict"] == "inconclusive"
-    assert run(tmp_path, KEPT, 0.0, spread=0.001, base=0.06)["verdict"] == "supported"
+    assert run(tmp_path, KEPT, 0.0, spread=0.001, base=0.09)["verdict"] == "inconclusive"
+    assert run(tmp_path, KEPT, 0.0, spread=0.001, base=0.11)["verdict"] == "supported"
 
 
 def test_four_dialogues_decide_nothing(tmp_path):

@@ -117,8 +117,8 @@ def _verdict(claim: Claim, result: dict, dialogues: int, reference: float) -> Ve
     estimate, low, high = result["estimate"], result["low"], result["high"]
     if claim.test == "superior":
         return _superior(estimate, low, high, result["p_value"])
-    # What scores no more than the margin cannot lose more than it: such a test could not fail (ICH E10, 1.5).
-    return "inconclusive" if reference <= claim.margin else _not_inferior(low, high, claim.margin)
+    # A margin must leave at least half of what the reference has, or next to nothing counts as kept (our choice).
+    return "inconclusive" if reference < 2 * claim.margin else _not_inferior(low, high, claim.margin)
 
 
 def _reference(claim: Claim, metric: str, scores: pd.DataFrame) -> float:

@@ -40,6 +40,8 @@ def read_source(
     counted as `not English`: the template rewriter and its gates know no other.
     """
     if source == "clinic":
+        if per_condition < 1:
+            raise MedComfortError(f"per_condition must be at least 1, not {per_condition}.")
         dialogues = list(clinic.generate(per_condition, seed))
         return dialogues, pd.DataFrame(
             [("read", len(dialogues)), ("kept", len(dialogues))], columns=["reason", "count"]
