@@ -157,7 +157,7 @@ def _knowledge_range(points: pd.DataFrame, limit: float) -> tuple[float, float]:
     """The range that holds all points and some room beyond the margin; it starts at a multiple of 0.05 or about 0."""
     left = max(np.floor(20 * (min(points.low_x.min(), limit) - 0.03)) / 20, 0.0)
     room = 0.06 * (points.high_x.max() - left)
-    return (left if left > 0 else min(left, limit) - room), points.high_x.max() + room
+    return (left if left > 0 else min(left, limit) - room), points.high_x.max() + 5 * room  # for labels on the right
 
 
 def _cut(left: float) -> str:
@@ -167,8 +167,8 @@ def _cut(left: float) -> str:
 def _region(axes: Axes, left: float, limit: float, text: str) -> None:
     axes.axvspan(left, limit, color="#f1e6e2", zorder=0, lw=0)
     axes.axvline(limit, color=style.FAINT, lw=0.7, ls=(0, (4, 2)))
-    axes.annotate(text, (limit, 0.02), xycoords=("data", "axes fraction"), xytext=(-2, 0), textcoords="offset points",
-                  rotation=90, ha="right", va="bottom", fontsize=5.5, color=style.FAINT)  # fmt: skip
+    axes.annotate(text, (limit, 0.98), xycoords=("data", "axes fraction"), xytext=(-2, 0), textcoords="offset points",
+                  rotation=90, ha="right", va="top", fontsize=5.5, color=style.FAINT)  # fmt: skip
 
 
 def _curves(axes: Axes, curves: pd.DataFrame, model: str, metric: str) -> None:
