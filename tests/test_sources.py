@@ -237,9 +237,14 @@ def test_limit_is_a_sample_in_order(tmp_path):
         load_dialogues(path, limit=-1)
 
 
-def test_all_duplicates_leave_one(tmp_path):
-    dialogues, table = load_dialogues(jsonl(tmp_path / "a.jsonl", [record(0)] * 50))
-    assert len(dialogues) == 1 and counted(table)["exact duplicate"] == 49
+def test_duplicates_leave_one(tmp_path):
+    dialogues, table = load_dialogues(jsonl(tmp_path / "a.jsonl", [record(0)] * 50 + [record(1)]))
+    assert len(dialogues) == 2 and counted(table)["exact duplicate"] == 49
+
+
+def test_nothing_but_duplicates_is_refused(tmp_path):
+    with pytest.raises(MedComfortError, match="all 50 usable records are copies of one dialogue"):
+        load_dialogues(jsonl(tmp_path / "a.jsonl", [record(0)] * 50))
 
 
 def test_near_duplicates_match_the_exact_answer():

@@ -87,7 +87,10 @@ def load_dialogues(
             continue
         kept.append(_dialogue(f"{shown}, {where}", turns, record, fields[2], name, lang))
         marks.append(shingles(tokens))
+    usable = len(kept)
     kept = _without_duplicates(kept, marks, counts)
+    if len(kept) == 1 < usable:
+        raise MedComfortError(f"{shown}: all {usable} usable records are copies of one dialogue.")
     if 0 < limit < len(kept):
         counts["over the limit"] = len(kept) - limit
         kept = [kept[i] for i in sorted(random.Random(seed).sample(range(len(kept)), limit))]
