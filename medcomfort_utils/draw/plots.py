@@ -11,7 +11,7 @@ from medcomfort_utils.draw import marks, style
 from medcomfort_utils.draw.results import BASE, TUNED, Results
 from medcomfort_utils.paths import MedComfortError
 
-_CURVES = ("loss", "rewards/margins", "rewards/accuracies", "mean_token_accuracy")
+_CURVES = ("loss", "rewards/margins", "mean_token_accuracy", "rewards/accuracies")  # the most telling first
 _VALIDATION = "validation loss"
 _INTERVALS = "Bars: 95 % intervals; small points: single seeds."
 
@@ -103,9 +103,9 @@ def by_emotion(results: Results, samples: int = 1000) -> Figure:
 
 
 def training_curves(results: Results) -> Figure:
-    """What each method logged while it trained, a panel a metric, a line a seed; trials that collapsed are left out."""
+    """Loss and the method's most telling metric beside it, a column a method, a line a seed; without the trials."""
     curves = results.training[results.training.model.isin(TUNED)]
-    logged = {model: [m for m in _CURVES if m in set(rows.metric)] for model, rows in curves.groupby("model")}
+    logged = {model: [m for m in _CURVES if m in set(rows.metric)][:2] for model, rows in curves.groupby("model")}
     models = [model for model in TUNED if logged.get(model)]
     if not models:
         raise MedComfortError(f"training.csv: no curve of {', '.join(TUNED)} is in it; run 02_finetune again.")

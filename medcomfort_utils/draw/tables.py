@@ -8,6 +8,7 @@ from medcomfort_utils.draw import style
 from medcomfort_utils.draw.results import BASELINES, Results
 
 NONE = "–"
+_ALSO = ("untaught_facts_kept", "red_flags_kept", "invented_numbers", "length_ratio", "ended")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "−": "$-$", NONE: "--",
@@ -22,12 +23,12 @@ _VALUE_COMMAND = r"""% Written by 04_figures from results.json and claims.json; 
 def results_table(results: Results) -> pd.DataFrame:
     """One row a model (trials too), cells "3.91 [3.80, 4.02]": the value and its 95 % interval, seeds pooled.
 
-    Columns: comfort and knowledge on both test sets; red flags kept, length ratio and ended on emotional questions. A
-    measure that the run lacks has no column; a model that lacks it has a dash.
+    Columns: comfort and knowledge on both test sets, then `_ALSO` on emotional questions. A measure that the run lacks
+    has no column; a model that lacks it has a dash.
     """
     columns = {f"{style.label(metric)}, {test_set}": (metric, test_set)
                for metric in ("comfort", results.knowledge) for test_set in ("emotional", "neutral")}  # fmt: skip
-    columns |= {style.label(metric): (metric, "emotional") for metric in ("red_flags_kept", "length_ratio", "ended")}
+    columns |= {style.label(metric): (metric, "emotional") for metric in _ALSO}
     trained = [model for model in results.models if model not in BASELINES] + results.trials
     models = trained + [model for model in results.models if model in BASELINES]
     table = pd.DataFrame({"Model": [style.label(model) for model in models]})

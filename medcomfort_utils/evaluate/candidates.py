@@ -14,7 +14,8 @@ TEST_SETS = {"emotional": "emotional", "original": "neutral"}  # a rewrite's con
 def test_sets(rewrites: Iterable[Rewrite], limit: int = 0) -> pd.DataFrame:
     """The questions of the test split: columns test_set, dialogue_id, emotion, question, prompt, soothing.
 
-    `limit` > 0 keeps the first so many dialogues of each set. `soothing` is the answer of the template rewrite.
+    `limit` > 0 keeps so many dialogues of each set: those with the smallest ids, an even sample, since ids are hashes.
+    `soothing` is the answer of the template rewrite.
     Raises MedComfortError if the test split is empty or `limit` is negative.
     """
     if limit < 0:
@@ -29,7 +30,7 @@ def test_sets(rewrites: Iterable[Rewrite], limit: int = 0) -> pd.DataFrame:
         raise MedComfortError(
             "The rewrites hold no emotional and neutral question in the test split; rewrite more dialogues."
         )
-    kept = table["dialogue_id"].drop_duplicates()[: limit or None]
+    kept = sorted(set(table["dialogue_id"]))[: limit or None]
     table = table[table["dialogue_id"].isin(kept)]
     return table.sort_values("test_set", kind="stable").reset_index(drop=True)
 

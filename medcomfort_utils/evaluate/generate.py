@@ -10,6 +10,10 @@ import torch
 from medcomfort_utils.finetune import engine
 from medcomfort_utils.paths import MedComfortError, write_text
 
+# A cache of fixed size is not copied at every token: a third faster here, with the same replies. Compiling does not pay
+# for a few hundred replies.
+_STATIC = {"cache_implementation": "static", "disable_compile": True}
+
 
 @torch.no_grad()
 def replies(
@@ -38,7 +42,7 @@ def replies(
         chosen = order[start : start + batch_size]
         batch = tokenizer.pad({"input_ids": [encoded[i] for i in chosen]}, return_tensors="pt").to(loaded.device)
         made = loaded.generate(
-            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id, **_STATIC
         )[:, batch["input_ids"].shape[1] :]
         for i, tokens in zip(chosen, made.tolist(), strict=True):
             rows[i] = _reply(tokens, tokenizer)
