@@ -41,6 +41,7 @@ EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecuteP
 refresh: $(READY) ## run the notebooks with their defaults, keep their outputs, and renew data/smoke
 	rm -rf runs/smoke data/smoke && mkdir -p data/smoke
 	$(EXECUTE) notebooks/01_rewrite.ipynb
+	$(BIN)/medcomfort reproduce --profile smoke --only 01_rewrite
 	cp runs/smoke/dialogues.parquet runs/smoke/rewrites.parquet data/smoke
 	$(EXECUTE) notebooks/02_finetune.ipynb
 	cp -r runs/smoke/models data/smoke/models && rm -rf data/smoke/models/*/adapter

@@ -20,6 +20,7 @@ from medcomfort_utils.profile import Run, Step, read_notebook
 
 PACKAGE = "medcomfort_utils"
 OUTPUTS = ("results", "smoke")  # folders of data/ that hold what steps once wrote
+CACHE = ".sqlite"  # recorded responses: a step adds to them as it runs, and what it asks is in its parameters
 LARGE = 64 * 2**20  # bytes; above it a file is known by size and time
 # What the pipeline itself writes into a run's folder.
 OWN = {"notebooks", "steps", "profile.yaml", "versions.json"}
@@ -178,7 +179,7 @@ def _paths(value: Any, folder: Path) -> Iterator[Path]:
     elif isinstance(value, str):
         path = Path(os.path.abspath(paths.ROOT / os.path.expanduser(value)))
         around = paths.ROOT.is_relative_to(path) or path.is_relative_to(folder)
-        if not around and os.path.exists(path) and ("/" in value or path.is_file()):
+        if not around and path.suffix != CACHE and os.path.exists(path) and ("/" in value or path.is_file()):
             yield path
 
 

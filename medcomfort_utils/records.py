@@ -2,7 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -55,7 +57,8 @@ class _Conversation(BaseModel):
 class Dialogue(_Conversation):
     """A source dialogue: what was asked, what was answered, what the answer must convey.
 
-    `facts`: atomic statements (empty where unknown). `red_flags`: urgent-care advice that must survive.
+    `facts`: atomic statements (empty where unknown). `red_flags`: urgent-care advice that must survive. `emotions`:
+    negative emotions that suit the patient's story, where the corpus names some.
     """
 
     id: str
@@ -64,6 +67,7 @@ class Dialogue(_Conversation):
     topic: str = ""
     facts: list[str] = []
     red_flags: list[str] = []
+    emotions: list[str] = []
     split: Split
 
 
@@ -109,36 +113,68 @@ def split_of(source_id: str, test: float = 0.15, validation: float = 0.05) -> Sp
 _TEXT_LIST = pa.list_(pa.string())
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _GATES = pa.list_(pa.struct([("name", pa.string()), ("passed", pa.bool_()), ("reason", pa.string())]))
-_TYPES = {"messages": _MESSAGES, "facts": _TEXT_LIST, "red_flags": _TEXT_LIST, "gates": _GATES}
+_TYPES = {"messages": _MESSAGES, "gates": _GATES}
+_TYPES |= dict.fromkeys(("facts", "red_flags", "emotions"), _TEXT_LIST)
 
 Record = TypeVar("Record", Dialogue, Rewrite)
 
 
+@contextmanager
+def writing(path: str | Path, kind: type[Record], batch: int = 1000) -> Iterator[Callable[[Record], None]]:
+    """Yield a function that adds a record to a parquet file of fixed schema; at most `batch` wait in memory.
+
+    The file takes its place at the end, and only if all went well.
+    """
+    schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in kind.model_fields])
+    waiting: list[dict] = []
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+            waiting.clear()
+
+        def add(record: Record) -> None:
+            waiting.append(record.model_dump())
+            if len(waiting) == batch:
+                flush()
+
+        yield add
+        flush()
+
+
 def write_records(path: str | Path, records: Iterable[Record], kind: type[Record]) -> Path:
     """Write records of one `kind` to parquet, atomically, with a fixed schema (also when there are none)."""
-    schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in kind.model_fields])
-    table = pa.Table.from_pylist([record.model_dump() for record in records], schema=schema)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    with writing(path, kind) as add:
+        for record in records:
+            add(record)
     return resolve(path)
 
 
-def read_records(path: str | Path, kind: type[Record]) -> list[Record]:
-    """Read records written by `write_records`; a MedComfortError names the file and row that do not fit."""
-    found = existing(path, kind.__name__.lower() + "s")
+def stream_records(path: str | Path, kind: type[Record]) -> Iterator[Record]:
+    """Read records one at a time; a MedComfortError names the file and row that do not fit."""
+    found, number = existing(path, kind.__name__.lower() + "s"), 0
     try:
-        rows = pq.read_table(found).to_pylist()
-    except pa.ArrowException as error:
+        with pq.ParquetFile(found) as file:
+            for batch in file.iter_batches(1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _record(row, kind, f"{tidy(found)}, row {number}")
+    except (pa.ArrowException, OSError) as error:
         raise MedComfortError(f"{tidy(found)} is not a readable parquet file; run 01_rewrite again.") from error
-    records = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            records.append(kind(**row))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(map(str, problem["loc"])) or "record"
-            raise MedComfortError(f"{tidy(found)}, row {number}: {field}: {problem['msg']}.") from error
-    return records
+
+
+def read_records(path: str | Path, kind: type[Record], limit: int | None = None) -> list[Record]:
+    """The records of a file in a list, or the first `limit` of them; raises as `stream_records` does."""
+    return list(islice(stream_records(path, kind), limit))
+
+
+def _record(row: dict, kind: type[Record], place: str) -> Record:
+    try:
+        return kind(**row)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"])) or "record"
+        raise MedComfortError(f"{place}: {field}: {problem['msg']}.") from error
 
 
 def _turn(role: str, content: str) -> list[dict]:

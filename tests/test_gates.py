@@ -1,6 +1,8 @@
 """The gates: each passes what it should and stops what it should, and the word lists tell feelings apart."""
 
 import itertools
+import os
+import sys
 import time
 
 import pytest
@@ -9,9 +11,13 @@ from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import EMOTIONS, Dialogue, Message, Rewrite
 from medcomfort_utils.rewrite.clean import sentences
 from medcomfort_utils.rewrite.clinic import generate, load_conditions, load_emotions
-from medcomfort_utils.rewrite.gates import check, report, sift
+from medcomfort_utils.rewrite.gates import check, report, sift, sifted
+from medcomfort_utils.rewrite.negation import denials, lost_denials, new_denials
+from medcomfort_utils.rewrite.quantities import numbers, unmatched
 from medcomfort_utils.rewrite.rewriters import rewrite_all, template_versions
-from medcomfort_utils.rewrite.wording import added_text, comforts, cues, numbers, plain
+from medcomfort_utils.rewrite.safety import drugs, new_doses
+from medcomfort_utils.rewrite.support import sentence_similarity, unsupported
+from medcomfort_utils.rewrite.wording import comforts, cues, plain
 
 QUESTION = "Hello doctor. I am 42 and for 3 weeks I have had a sore knee. What should I do?"
 FACTS = ["This sounds like bursitis.", "Take 400 mg of ibuprofen 3 times a day with food.", "Come back in 2 weeks."]
@@ -63,35 +69,45 @@ def test_a_good_rewrite_passes_every_gate(condition, changes):
     ("broken", "gate", "reason"),
     [
         ({"answer": changed("400 mg", "a little")}, "numbers_kept", "400 mg (answer)"),
-        ({"answer": changed("400 mg", "800 mg")}, "numbers_kept", "400 mg (answer)"),
-        ({"answer": changed("400 mg", "800 mg")}, "none_invented", "800 mg"),
-        ({"answer": changed("400 mg", "400 ml")}, "none_invented", "400 ml"),
-        ({"answer": changed("3 times a day", "4 times a day")}, "none_invented", "4 times a day"),
-        ({"answer": changed(CLOSER, f"{CLOSER} Take 1 g of paracetamol as well.")}, "none_invented", "1 g"),
+        ({"answer": changed("400 mg", "400")}, "numbers_kept", "400 mg (answer)"),
+        ({"answer": changed("400 mg", "800 mg")}, "no_invented_number", "800 mg"),
+        ({"answer": changed("400 mg", "400 ml")}, "no_invented_number", "400 ml"),
+        ({"answer": changed("3 times a day", "4 times a day")}, "no_invented_number", "4 times a day"),
+        ({"answer": changed(CLOSER, f"{CLOSER} Rest for 90 minutes.")}, "no_invented_number", "90 minute"),
         ({"question": f"{QUESTION} {FEAR}".replace("3 weeks", "weeks")}, "numbers_kept", "3 week (question)"),
-        ({"question": f"{QUESTION} {FEAR} My temperature is 39 C."}, "none_invented", "39 degree c"),
-        ({"answer": changed("sounds like bursitis", "may be bursitis")}, "facts_kept", FACTS[0]),
-        ({"answer": changed("with food", "without food")}, "facts_kept", FACTS[1]),
+        ({"question": f"{QUESTION} {FEAR} My temperature is 39 C."}, "no_invented_number", "39 degree c"),
+        ({"answer": changed("ibuprofen", "a painkiller")}, "drugs_kept", "ibuprofen (answer)"),
+        ({"answer": changed("ibuprofen", "ibuprofen or naproxen")}, "no_invented_drug", "naproxen"),
+        ({"question": f"{QUESTION} {FEAR} I take warfarin."}, "no_invented_drug", "warfarin"),
+        ({"answer": changed("with food", "without food")}, "no_added_negation", "without food"),
+        ({"answer": changed("Take 400", "Do not take 400")}, "no_added_negation", "not take"),
+        ({"question": f"{QUESTION} {FEAR}".replace("have had", "have never had")}, "no_added_negation", "never had"),
+        ({"answer": changed("sounds like bursitis", "sounds like arthritis")}, "facts_kept", FACTS[0]),
         ({"answer": changed(FLAG + " ", "")}, "red_flags_kept", FLAG),
         ({"answer": changed("emergency department", "pharmacy")}, "red_flags_kept", FLAG),
         ({"question": f"{QUESTION} {FEAR}".replace("sore knee", "sore elbow")}, "question_kept", "knee"),
-        ({"question": f"I have had a sore knee. {FEAR} {QUESTION[:20]}"}, "question_kept", "out of order"),
-        ({"question": f"{QUESTION} {FEAR}".replace("I have had", "I have never had")}, "question_kept", "never"),
+        ({"question": "I am 42 and scared: 3 weeks!"}, "length", "the question has"),
         ({"question": f"{QUESTION} {FEAR}", "condition": "soothing_answer"}, "question_kept", "neutral question"),
         ({"emotion": "guilt"}, "emotion_present", "guilt"),
         ({"question": QUESTION}, "emotion_present", "fear"),
-        ({"question": f"{QUESTION} I am not afraid."}, "emotion_present", "not afraid"),
+        ({"question": f"{QUESTION} I am not afraid."}, "emotion_present", "fear"),
         ({"answer": ANSWER}, "comfort_present", "no comfort"),
-        ({"answer": f"Thanks for asking. {ANSWER} I hope this helps."}, "comfort_present", "Thanks for asking"),
+        ({"answer": f"Thanks for asking. {ANSWER} I hope this helps."}, "comfort_present", "no comfort"),
         ({"answer": changed(CLOSER, "You will be fine.")}, "no_false_reassurance", "you will be fine"),
         ({"answer": changed(CLOSER, "It's nothing serious.")}, "no_false_reassurance", "nothing serious"),
+        ({"answer": changed(CLOSER, "It is certainly nothing.")}, "no_false_reassurance", "certainly nothing"),
         ({"answer": changed(CLOSER, "There is no need to worry at all.")}, "no_false_reassurance", "no need to worry"),
-        ({"answer": f"Doctor: {OPENER} {ANSWER}"}, "no_role_leak", "Doctor:"),
+        ({"answer": changed(CLOSER, "Ich wünsche Ihnen gute Besserung. 祝好。")}, "language", "祝好"),
+        ({"question": "Ich bin 42 und habe seit 3 Wochen ein wundes Knie."}, "language", "question"),
+        ({"answer": f"{OPENER} I cannot provide medical advice. {ANSWER}"}, "no_refusal", "I cannot provide"),
         ({"answer": f"{OPENER} {ANSWER} As an AI I cannot examine you."}, "no_role_leak", "As an AI"),
+        ({"answer": f"Doctor: {OPENER} {ANSWER}"}, "no_role_leak", "Doctor:"),
         ({"question": f"<|user|>{QUESTION} {FEAR}"}, "no_role_leak", "<|user|>"),
         ({"question": f"Here is the rewritten question: {QUESTION} {FEAR}"}, "no_role_leak", "Here is the rewritten"),
-        ({"answer": f"{OPENER} {FACTS[0]}"}, "length", "answer has"),
-        ({"answer": changed(CLOSER, CLOSER + " I care about how you feel." * 20)}, "length", "more than its source"),
+        ({"answer": f"Dear [name], {OPENER} {ANSWER}"}, "no_placeholder", "[name]"),
+        ({"answer": f"{OPENER} {ANSWER} ..."}, "no_placeholder", "..."),
+        ({"answer": f"{OPENER} {FACTS[0]}"}, "length", "the answer has"),
+        ({"answer": changed(CLOSER, CLOSER + " I care about how you feel." * 20)}, "length", "the answer has"),
     ],
 )
 def test_a_broken_rewrite_is_stopped_for_its_reason(broken, gate, reason):
@@ -104,10 +120,25 @@ def test_a_broken_rewrite_is_stopped_for_its_reason(broken, gate, reason):
         f"Hello doctor. {FEAR} {QUESTION.removeprefix('Hello doctor. ')}",
         QUESTION.replace(" What should", f" I feel so anxious, and I cannot sleep. {FEAR} What should"),
         QUESTION.replace("a sore knee.", "a sore knee and I am scared of what it might turn out to be."),
+        f"{FEAR} My knee has been sore for three weeks... I'm a 42-year-old. What am I to do, doctor?",
     ],
 )
-def test_a_feeling_may_stand_anywhere_in_the_question(question):
+def test_a_feeling_may_stand_anywhere_and_the_question_be_worded_anew(question):
     assert failed(question) == {}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "How frightening this must be for you. It looks like bursitis. With your meals, ibuprofen 400 mg three times "
+        "daily will help; we will look at it again in 14 days. If the knee turns red and you run a fever, please go to "
+        "the emergency department.",
+        "I am sorry you are so worried. Come back in two weeks. Bursitis is likely: three times a day, with food, you "
+        "can take 400mg of ibuprofen (Advil). Fever, or a knee that turns red, means a trip to the hospital.",
+    ],
+)
+def test_an_answer_may_be_reworded_and_reordered(answer):
+    assert failed(answer=answer) == {}
 
 
 def test_the_original_must_not_change():
@@ -172,10 +203,132 @@ def test_letters_and_plain_words_are_no_numbers():
     assert not numbers("Vitamin B12 helps one side, and one of us said so once.")
 
 
-def test_added_text_is_what_the_source_lacks():
-    assert added_text(ANSWER, f"{OPENER} {ANSWER} {CLOSER}").splitlines() == [OPENER, CLOSER]
-    assert added_text("I have had a sore knee.", "I have had a sore knee and I am afraid.") == "and I am afraid."
-    assert added_text(ANSWER, ANSWER) == ""
+@pytest.mark.parametrize(
+    ("text", "others", "missing"),
+    [
+        ("Use it for 14 days.", ["for two weeks"], []),
+        ("0.5 g of paracetamol", ["500 mg"], []),
+        ("Drink 1 litre daily.", ["a litre each day"], []),
+        ("I am 42.", ["a 42-year-old man"], []),
+        ("6 of 10 people", ["six out of ten"], []),
+        ("rest for 2 to 4 weeks", ["between 2 weeks and 4 weeks"], []),
+        ("Take 5 mg.", ["Take 5."], ["5 mg"]),
+        ("5 mg and 3 weeks", ["5 mcg and 3 days"], ["3 week", "5 mg"]),
+    ],
+)
+def test_a_number_may_be_given_in_other_words_but_not_in_another_amount(text, others, missing):
+    assert unmatched(text, others) == missing
+
+
+def test_a_time_of_day_is_no_frequency():
+    assert "5 times a day" not in numbers("A band round the head at five each morning.")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Tylenol or Panadol", {"paracetamol"}),
+        ("Folic acid and St John's wort", {"folic acid", "st john's wort"}),
+        ("perindopril, nebivolol and cefpodomycin", {"perindopril", "nebivolol", "cefpodomycin"}),
+        ("In April the pill went down well with olive oil.", set()),
+        ("Take your usual tablets and drink water.", set()),
+    ],
+)
+def test_medicines_are_known_by_generic_name_brand_or_ending(text, names):
+    assert drugs(text) == names
+
+
+def test_a_dose_belongs_to_its_medicine():
+    source = "Take bisoprolol 5 mg in the morning. Take ramipril 2.5 mg at night."
+    assert new_doses(source, "Ramipril stays at 2.5 mg, bisoprolol at 5 mg.") == []
+    assert new_doses(source, "Take bisoprolol 2.5 mg. Then ramipril, 5 mg.") == ["bisoprolol 2.5 mg", "ramipril 5 mg"]
+
+
+@pytest.mark.parametrize(
+    ("source", "kept", "lost"),
+    [
+        ("I have no fever.", "There isn't any fever.", "I have a fever."),
+        ("No fever, cough or rash.", "I don't have a rash, a cough or a fever.", "I have a cough and a rash."),
+        ("I have never smoked.", "I never smoked in my life.", "I smoked."),
+        (
+            "I am not allergic to penicillin.",
+            "I'm not allergic to anything like penicillin.",
+            "Allergic to penicillin.",
+        ),
+        ("Do not stop bisoprolol.", "Please keep taking bisoprolol.", "You can stop bisoprolol."),
+        ("Do not stop bisoprolol.", "Bisoprolol is good; don't stop it.", "Do not drive. Stop bisoprolol."),
+        ("Avoid grapefruit.", "Grapefruit is best avoided.", "Grapefruit is good for you."),
+        ("An MRI is not needed.", "You don't need an MRI.", "You need an MRI."),
+    ],
+)
+def test_a_denial_is_kept_in_other_words_and_missed_when_it_goes(source, kept, lost):
+    assert lost_denials(source, kept) == []
+    assert lost_denials(source, lost) != []
+
+
+@pytest.mark.parametrize("said", ["I'm not sure.", "I can't sleep.", "If it does not stop, call.", "It is no wonder."])
+def test_idioms_abilities_and_conditions_need_not_stay(said):
+    assert lost_denials(said, "Something else.") == []
+
+
+def test_a_denial_of_what_the_source_says_is_added():
+    assert new_denials("I have a fever.", "I have no fever.") == ["no fever"]
+    assert new_denials("I have no fever.", "There is no sign of a fever.") == []
+    assert new_denials("I have a fever.", "I never slept so badly.") == []
+    assert new_denials("Take 400 mg of it.", "Do not take 400 mg.") == ["not take 400 mg"]
+    assert new_denials("You may take it.", "It must not be taken.") == ["not be taken"]
+
+
+def test_a_list_after_no_is_denied_whole():
+    assert denials("No fever, cough or rash.")[0].stems == {"fever", "cough", "rash"}
+
+
+def test_similarity_is_a_second_opinion_on_facts_only_where_numbers_agree():
+    fact, said = "Raise the sore leg in the evening.", "Put your sore leg up at night. Come in 2 weeks."
+    asked = []
+
+    def alike(statements, texts):
+        asked.extend(statements)
+        return [0.9] * len(statements)
+
+    assert unsupported([fact], said, 0.6) == [fact]
+    assert unsupported([fact], said, 0.6, alike) == []
+    assert unsupported(["Raise the leg in 3 weeks."], said, 0.6, alike) == ["Raise the leg in 3 weeks."]
+    assert unsupported([fact], said, 0.6, lambda statements, texts: [0.2]) == [fact]
+    assert asked == [fact]
+
+
+def test_doses_that_change_places_are_stopped():
+    facts = ["Take bisoprolol 5 mg in the morning.", "Take ramipril 2.5 mg in the morning."]
+    source = dialogue(facts=facts, answer=" ".join(facts), red_flags=[])
+    swapped = "Take bisoprolol 2.5 mg in the morning. Take ramipril 5 mg in the morning."
+    assert failed(source=source, answer=f"{OPENER} {source.answer}") == {}
+    assert "bisoprolol 2.5 mg" in failed(source=source, answer=f"{OPENER} {swapped}")["doses_kept"]
+
+
+def test_a_gate_passes_on_the_second_opinion():
+    source = dialogue(
+        facts=["Raise the sore leg in the evening."], answer="Raise the sore leg in the evening.", red_flags=[]
+    )
+    soothing = rewrite(answer=f"{OPENER} Put your sore leg up at night.")
+    alone, helped = (check(source, soothing, similarity) for similarity in (None, lambda one, other: [0.9] * len(one)))
+    assert [gate.name for gate in alone if not gate.passed] == ["facts_kept"]
+    assert all(gate.passed for gate in helped)
+
+
+def test_a_real_model_finds_a_paraphrase():
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers, an optional extra, is not installed")
+    folder = os.environ.get("MEDCOMFORT_SENTENCE_MODEL")
+    if not folder:
+        pytest.skip("MEDCOMFORT_SENTENCE_MODEL names no folder with a sentence-transformers model")
+    near, far = sentence_similarity(folder)(["Raise your leg.", "Eat less salt."], ["Put your leg up."])
+    assert near > 0.6 > far
+
+
+def test_without_sentence_transformers_a_model_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MedComfortError, match="needs the package sentence-transformers"):
+        sentence_similarity.__wrapped__("./no-such-model")
 
 
 def expressions(emotion):
@@ -252,8 +405,20 @@ def test_sift_parts_kept_from_rejected_and_fills_in_the_gates():
     assert good.gates == []  # what was given is left as it was
 
 
+def test_sifted_takes_one_pair_at_a_time():
+    taken = []
+
+    def pairs():
+        for number in itertools.count():
+            taken.append(number)
+            yield dialogue(), rewrite()
+
+    first = next(sifted(pairs()))
+    assert taken == [0] and all(gate.passed for gate in first.gates)
+
+
 def test_the_template_rewriter_passes_on_the_clinic():
-    sources = list(generate(3))
+    sources = list(generate(1))
     kept, rejected = sift(sources, rewrite_all(sources, 2))
     assert len(kept) >= 0.99 * (len(kept) + len(rejected))
 
@@ -283,7 +448,7 @@ def test_an_unknown_emotion_is_refused():
 
 
 def test_fast_enough_for_a_large_corpus():
-    sources = list(generate(5))
+    sources = list(generate(1))
     rewrites = rewrite_all(sources)
     sift(sources[:1], template_versions(sources[0]))  # the patterns are compiled once
     start = time.process_time()

@@ -28,12 +28,14 @@ PROVIDERS = packages_distributions()
 TOOLS = {
     "accelerate": "transformers' Trainer",
     "bitsandbytes": "4-bit loading",
+    "fastapi": "transformers serve",
     "ipykernel": "the notebooks' kernel",
     "jupyterlab": "make lab",
     "nbval": "make test",
     "pytest": "make test",
     "ruff": "make test",
     "unsloth-zoo": "unsloth",
+    "uvicorn": "transformers serve",
 }
 GPU_ONLY = {"bitsandbytes"}
 

@@ -191,12 +191,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
 
 
 def test_records_on_a_full_disk(tmp_path, monkeypatch):
-    def full(table, where):
-        where.write_bytes(b"PAR1")
+    def full(writer, table):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = records.write_records(tmp_path / "dialogues.parquet", [SOURCE], Dialogue)
-    monkeypatch.setattr(records.pq, "write_table", full)
+    monkeypatch.setattr(records.pq.ParquetWriter, "write_table", full)
     with pytest.raises(MedComfortError, match=r"dialogues\.parquet could not be written: No space left on device\.$"):
         records.write_records(path, [], Dialogue)
     monkeypatch.undo()

@@ -10,8 +10,8 @@ import pytest
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import content_id, split_of
 from medcomfort_utils.rewrite.clean import clean_text, language, squeeze, words
-from medcomfort_utils.rewrite.duplicates import near_duplicates, shingles
-from medcomfort_utils.rewrite.sources import DROPS, PAIRS, load_dialogues, sentences, urgent_sentences
+from medcomfort_utils.rewrite.duplicates import Seen, shingles
+from medcomfort_utils.rewrite.sources import DROPS, PAIRS, Corpus, load_dialogues, sentences, urgent_sentences
 
 SUBJECTS = ["knee", "back", "elbow", "neck", "wrist", "shoulder", "ankle", "hip", "jaw", "finger", "toe", "heel"]
 
@@ -80,8 +80,11 @@ def test_doses_dates_and_values_stay(text):
         ("rest. regarding follow up:for further doubts consult a spine surgeon online. ---> <link>", "rest."),
         ("rest. if the pain persists consult a sexologist online --> <link> take care.", "rest. take care."),
         ("rest. revert back after a month to a neurologist online --><link>", "rest."),
-        ("if it lasts for more than a month get a test and revert back to a paediatrician online --> <link> to know"
-         " more read this article --> <link>", "if it lasts for more than a month get a test"),
+        (
+            "if it lasts for more than a month get a test and revert back to a paediatrician online --> <link> to know"
+            " more read this article --> <link>",
+            "if it lasts for more than a month get a test",
+        ),
         ("consult a surgeon for further information consult a dentist online --> <link>", "consult a surgeon"),
         ("rest. You can find such stockings online.", "rest. You can find such stockings online."),
         ("Should I consult a doctor online?", "Should I consult a doctor online?"),
@@ -247,25 +250,61 @@ def test_nothing_but_duplicates_is_refused(tmp_path):
         load_dialogues(jsonl(tmp_path / "a.jsonl", [record(0)] * 50))
 
 
-def test_near_duplicates_match_the_exact_answer():
+def near_copies(count=150, copies=100):
+    """Texts of 120 random words, and changed copies of the first ones; with the exact answer to which are near."""
     random = np.random.default_rng(0)
-    texts = [[str(word) for word in random.integers(0, 5_000, 120)] for _ in range(150)]
-    for text in texts[:100]:
+    texts = [[str(word) for word in random.integers(0, 5_000, 120)] for _ in range(count)]
+    for text in texts[:copies]:
         changed = list(text)
         for place in random.integers(0, 120, random.integers(1, 8)):
             changed[place] = "other"
         texts.append(changed)
     sets = [set(shingles(text).tolist()) for text in texts]
-    exact = [
-        any(len(one & other) / len(one | other) >= 0.8 for other in sets[:index]) for index, one in enumerate(sets)
-    ]
+    return texts, [any(len(one & other) / len(one | other) >= 0.8 for other in sets[:i]) for i, one in enumerate(sets)]
+
+
+def test_near_duplicates_match_the_exact_answer():
+    texts, exact = near_copies()
+    seen = Seen()
     assert 10 < sum(exact) < 90
-    assert near_duplicates([shingles(text) for text in texts]) == exact
+    assert [seen.repeats(f"{i:x}", text) == "near duplicate" for i, text in enumerate(texts)] == exact
+
+
+def test_only_so_many_texts_are_remembered():
+    texts, exact = near_copies()
+    seen = Seen(remember=20)
+    found = [seen.repeats(f"{i:x}", text) for i, text in enumerate(texts)]
+    assert found.count("near duplicate") < sum(exact) / 4 and len(seen._kept) == 20 and len(seen._buckets) <= 240
+    assert seen.repeats("0", texts[0]) == "exact duplicate"
 
 
 def test_hashes_are_the_same_everywhere():
     assert shingles(words("my knee has been sore for weeks")).tolist() == [944358773, 1409321360, 4217210694]
-    assert near_duplicates([]) == []
+
+
+def test_a_corpus_is_read_piece_by_piece(tmp_path):
+    lines = [json.dumps(record(number)) for number in range(1_500)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([*lines, "broken"]))
+    dialogues = iter(Corpus(str(path)))
+    assert next(dialogues).question == record(0)["question"]
+    with pytest.raises(MedComfortError, match="line 1501"):
+        list(dialogues)
+
+
+def test_a_corpus_may_bring_red_flags_and_emotions(tmp_path):
+    row = record(1) | {
+        "red_flags": ["Rest at once."],
+        "emotions": ["guilt", "fear"],
+        "facts": ["Ice."],
+        "topic": "joints",
+    }
+    corpus = Corpus(jsonl(tmp_path / "a.jsonl", [row]))
+    (dialogue,) = corpus
+    assert (dialogue.red_flags, dialogue.emotions) == (["Rest at once."], ["guilt", "fear"])
+    assert (dialogue.facts, dialogue.topic) == (["Ice."], "joints") and list(corpus) == [dialogue]
+    with pytest.raises(MedComfortError, match="line 1: emotions must be some of fear, .* not 'joy'"):
+        list(Corpus(jsonl(tmp_path / "a.jsonl", [row | {"emotions": ["joy"]}])))
 
 
 BAD = {

@@ -6,7 +6,6 @@ from zlib import crc32
 import numpy as np
 
 _BANDS, _ROWS = 12, 4  # a pair of Jaccard similarity 0.8 shares a bucket with probability 0.998
-_BUCKET = 20  # earlier dialogues compared in one bucket, so that a corpus made from templates stays linear
 _coin = random.Random(20250613)
 _SCALE = np.array([_coin.getrandbits(64) | 1 for _ in range(_BANDS * _ROWS)], np.uint64)
 _SHIFT = np.array([_coin.getrandbits(64) for _ in range(_BANDS * _ROWS)], np.uint64)
@@ -23,30 +22,51 @@ def shingles(tokens: list[str], size: int = 5) -> np.ndarray:
     return np.unique((runs >> np.uint64(32)).astype(np.uint32))
 
 
-def near_duplicates(sets: list[np.ndarray], threshold: float = 0.8) -> list[bool]:
-    """For each set of shingles: is its Jaccard similarity to an earlier one that stays at least `threshold`?
+class Seen:
+    """What was met so far: all dialogues by id, and the shingles of the last `remember` kept ones.
 
     MinHash with banding (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3): only sets that share a
-    bucket are compared, and those exactly. The same sets give the same result on every machine.
+    bucket are compared, and those exactly. The same texts give the same result on every machine. Memory: about 3 kB a
+    remembered text, and some 100 bytes for each id.
     """
-    if not sets:
-        return []
-    least = np.stack([_signature(each) for each in sets])
-    keys = np.zeros((len(sets), _BANDS), np.uint64) + np.arange(_BANDS, dtype=np.uint64)
+
+    def __init__(self, threshold: float = 0.8, remember: int = 50_000):
+        self.threshold, self.remember = threshold, remember
+        self._ids: set[int] = set()
+        self._buckets: dict[int, int] = {}
+        self._kept: dict[int, tuple[np.ndarray, list[int]]] = {}  # in order of arrival
+        self._number = 0
+
+    def repeats(self, identity: str, tokens: list[str]) -> str:
+        """`exact duplicate`, `near duplicate`, or empty for what is new; only the last is remembered."""
+        mark = int(identity, 16)
+        if mark in self._ids:
+            return "exact duplicate"
+        self._ids.add(mark)
+        each = shingles(tokens)
+        keys = _keys(each)
+        earlier = {self._buckets[key] for key in keys if key in self._buckets}
+        if any(_jaccard(each, self._kept[other][0]) >= self.threshold for other in earlier):
+            return "near duplicate"
+        self._number += 1
+        self._kept[self._number] = each, keys
+        self._buckets.update(dict.fromkeys(keys, self._number))
+        if len(self._kept) > self.remember:
+            self._forget(next(iter(self._kept)))
+        return ""
+
+    def _forget(self, number: int) -> None:
+        for key in self._kept.pop(number)[1]:
+            if self._buckets.get(key) == number:
+                del self._buckets[key]
+
+
+def _keys(each: np.ndarray) -> list[int]:
+    """One number a band: equal where two texts share the band's least hashes."""
+    least, keys = _signature(each), np.arange(_BANDS, dtype=np.uint64)
     for row in range(_ROWS):
-        keys = (keys + least[:, row::_ROWS]) * _PRIME
-    values, members = np.unique(keys, return_counts=True)
-    shared = np.isin(keys, values[members > 1])
-    buckets, repeated = {}, []
-    for index, each in enumerate(sets):
-        mine = [buckets.setdefault(key, []) for key in keys[index][shared[index]].tolist()]
-        earlier = np.array(sorted({other for bucket in mine for other in bucket}), int)
-        alike = earlier[(least[earlier] == least[index]).mean(axis=1) >= threshold - 0.2] if len(earlier) else earlier
-        repeated.append(any(_jaccard(each, sets[other]) >= threshold for other in alike))
-        for bucket in mine:
-            if not repeated[-1] and len(bucket) < _BUCKET:
-                bucket.append(index)
-    return repeated
+        keys = (keys + least[row::_ROWS]) * _PRIME
+    return keys.tolist()
 
 
 def _signature(each: np.ndarray) -> np.ndarray:

@@ -3,12 +3,14 @@
 import random
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import EMOTIONS, Dialogue, Message, Rewrite
 from medcomfort_utils.rewrite.clinic import load_emotions
 
-BACKEND, MODEL, PROMPT_VERSION = "template", "phrase-banks", "1"
+MADE_BY = {"backend": "template", "model": "phrase-banks", "prompt_version": "1"}
 
 # "Hello doctor." or "Hi," keeps its place at the head of the text; "Good morning stiffness bothers me, ..." holds none.
 _WHOM = r"(?: (?:there|all|doctors?|doc|sir|madam|team)| dr\.?(?: (?-i:[A-Z])\w+)?)*"
@@ -29,14 +31,23 @@ def _after_greeting(text: str, phrase: str) -> str:
     return f"{greeting[0].strip()} {phrase} {text[greeting.end() :].lstrip()}".strip()
 
 
-def _emotions_of(dialogue: Dialogue, count: int) -> list[str]:
-    """`count` different emotions, evenly spread over a corpus by the hash in the id."""
+def emotions_of(dialogue: Dialogue, count: int) -> list[str]:
+    """`count` (1-5) different emotions: those the corpus names first, then by the hash in the id, evenly spread.
+
+    Raises MedComfortError for another count.
+    """
+    if not 1 <= count <= len(EMOTIONS):
+        raise MedComfortError(f"emotions must lie between 1 and {len(EMOTIONS)}, not {count}.")
     start = int(dialogue.id, 16)
-    return [EMOTIONS[(start + step) % len(EMOTIONS)] for step in range(count)]
+    spread = [EMOTIONS[(start + step) % len(EMOTIONS)] for step in range(len(EMOTIONS))]
+    return list(dict.fromkeys([*dialogue.emotions, *spread]))[:count]
 
 
-def _version(dialogue: Dialogue, condition: str, emotion: str, question: str, answer: str) -> Rewrite:
-    """The dialogue with its last question and its answer replaced; earlier turns stay."""
+def version_of(dialogue: Dialogue, condition: str, emotion: str, question: str, answer: str, **made_by) -> Rewrite:
+    """The dialogue with its last question and its answer replaced; earlier turns stay.
+
+    `made_by`: backend, model and prompt_version of the rewriter; by default those of the templates.
+    """
     earlier = dialogue.messages[:-1]
     last = max(i for i, message in enumerate(earlier) if message.role == "user")
     messages = [*earlier[:last], Message(role="user", content=question), *earlier[last + 1 :]]
@@ -47,9 +58,7 @@ def _version(dialogue: Dialogue, condition: str, emotion: str, question: str, an
         lang=dialogue.lang,
         split=dialogue.split,
         messages=[*messages, Message(role="assistant", content=answer)],
-        backend=BACKEND,
-        model=MODEL,
-        prompt_version=PROMPT_VERSION,
+        **(made_by or MADE_BY),
     )
 
 
@@ -63,11 +72,10 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
         raise MedComfortError(
             f"dialogue {dialogue.id} is in '{dialogue.lang}', but the template rewriter knows English only."
         )
-    if not 1 <= emotions <= len(EMOTIONS):
-        raise MedComfortError(f"emotions must lie between 1 and {len(EMOTIONS)}, not {emotions}.")
-    yield _version(dialogue, "original", "", dialogue.question, dialogue.answer)
+    chosen = emotions_of(dialogue, emotions)
+    yield version_of(dialogue, "original", "", dialogue.question, dialogue.answer)
     bank = "test" if dialogue.split == "test" else "train"
-    for emotion in _emotions_of(dialogue, emotions):
+    for emotion in chosen:
         rng = random.Random(f"{dialogue.id}:{emotion}")
         phrases = load_emotions()[emotion]
         expression, opener, closer = (
@@ -78,13 +86,36 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
             _after_greeting(dialogue.question, expression) if first else f"{_ended(dialogue.question)} {expression}"
         )
         soothing = f"{_ended(_after_greeting(dialogue.answer, opener))} {closer}"
-        yield _version(dialogue, "emotional", emotion, question, soothing)
-        yield _version(dialogue, "soothing_answer", emotion, dialogue.question, soothing)
-        yield _version(dialogue, "comfort_only", emotion, question, f"{opener} {closer}")
+        yield version_of(dialogue, "emotional", emotion, question, soothing)
+        yield version_of(dialogue, "soothing_answer", emotion, dialogue.question, soothing)
+        yield version_of(dialogue, "comfort_only", emotion, question, f"{opener} {closer}")
+
+
+@dataclass(frozen=True)
+class TemplateRewriter:
+    """The rewriter that asks no model: `emotions` emotional versions of each English dialogue."""
+
+    emotions: int = 1
+
+    def versions(self, dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, list[Rewrite]]]:
+        """Each English dialogue with its `template_versions`, in order; other languages are left out."""
+        for dialogue in dialogues:
+            if dialogue.lang == "en":
+                yield dialogue, list(template_versions(dialogue, self.emotions))
+
+    def prompts(self, dialogue: Dialogue) -> str:
+        """What would be asked about a dialogue: nothing."""
+        return "Templates ask no model: phrases from `data/clinic/emotions` are put around the source's words."
+
+    def estimate(self, dialogues: Iterable[Dialogue]) -> str:
+        """What it will cost: nothing."""
+        return "Templates ask no model and cost nothing."
+
+    def finish(self, record: Path) -> str:
+        """What it cost: nothing, and nothing is recorded."""
+        return self.estimate([])
 
 
 def rewrite_all(dialogues: Iterable[Dialogue], emotions: int = 1) -> list[Rewrite]:
-    """`template_versions` of every English dialogue, in order; other languages are left out."""
-    return [
-        version for dialogue in dialogues if dialogue.lang == "en" for version in template_versions(dialogue, emotions)
-    ]
+    """The template versions of all dialogues in one list."""
+    return [version for _, versions in TemplateRewriter(emotions).versions(dialogues) for version in versions]

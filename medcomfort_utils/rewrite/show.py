@@ -3,8 +3,13 @@
 import difflib
 import html
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
 
 from medcomfort_utils.records import Dialogue, Rewrite
+from medcomfort_utils.rewrite.clean import sentences, words
 
 
 def dialogue(source: Dialogue) -> str:
@@ -21,6 +26,36 @@ def before_and_after(source: Dialogue, rewrite: Rewrite) -> str:
     return "\n\n".join(
         [f"### {rewrite.emotion or rewrite.condition}", f"**patient**: {question}", f"**doctor**: {answer}"]
     )
+
+
+def spread(items: Sequence, count: int) -> list:
+    """`count` items from all over a sequence, the first among them."""
+    step = max(1, len(items) // count)
+    return list(items[::step])[:count]
+
+
+def variety(texts: Iterable[str]) -> pd.DataFrame:
+    """How little comforting texts repeat each other, one row of shares in [0, 1] and the counts they stand on.
+
+    `distinct_2` (Li et al., 2016): different word pairs among all word pairs. `repeated_sentences`: sentences that
+    stand there more than once. `shared_openings`: texts whose first three words open another one too.
+    """
+    said = [[words(sentence) for sentence in sentences(text)] for text in texts]
+    pairs = [pair for text in said for sentence in text for pair in zip(sentence, sentence[1:], strict=False)]
+    whole = Counter(tuple(sentence) for text in said for sentence in text)
+    first = Counter(tuple(word for sentence in text for word in sentence)[:3] for text in said)
+    row = {
+        "texts": len(said),
+        "sentences": whole.total(),
+        "distinct_2": _share(len(set(pairs)), len(pairs)),
+        "repeated_sentences": _share(sum(count for count in whole.values() if count > 1), whole.total()),
+        "shared_openings": _share(sum(count for count in first.values() if count > 1), len(said)),
+    }
+    return pd.DataFrame([row])
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 3) if whole else float("nan")
 
 
 def _marked(before: str, after: str) -> str:

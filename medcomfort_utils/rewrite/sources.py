@@ -1,26 +1,24 @@
-"""Real dialogues from a file or a Hugging Face dataset: read, clean, drop with a reason, count."""
+"""Dialogues of the synthetic clinic or of a corpus: cleaned, dropped with a reason, counted, one at a time."""
 
-import io
-import json
-import random
-from collections.abc import Iterable
-from pathlib import Path
+import hashlib
+import heapq
+from collections.abc import Iterator
+from itertools import islice
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from medcomfort_utils.paths import MedComfortError, existing, tidy
-from medcomfort_utils.records import Dialogue, content_id, split_of
+from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.records import EMOTIONS, Dialogue, content_id, split_of
 from medcomfort_utils.rewrite import clinic
 from medcomfort_utils.rewrite.clean import clean_text, language, sentences, squeeze, urgent_sentences, words
-from medcomfort_utils.rewrite.duplicates import near_duplicates, shingles
+from medcomfort_utils.rewrite.duplicates import Seen
+from medcomfort_utils.rewrite.readers import Records, open_records
 
-__all__ = ["load_dialogues", "read_source", "sentences", "urgent_sentences"]
+__all__ = ["Clinic", "Corpus", "load_dialogues", "open_source", "sentences", "urgent_sentences"]
 
 # Question and answer of known corpora: iCliniq (its `question` is only a title), K-QA, ChatDoctor, and the plain names.
 PAIRS = (("question_text", "answer"), ("Question", "Free_form_answer"), ("input", "output"), ("question", "answer"))
+FACTS = ("facts", "Must_have")
 ROLES = {"system": "system", "user": "user", "client": "user", "assistant": "assistant", "counselor": "assistant"}
 DROPS = (
     "empty question", "empty answer", "too short", "too long", "unsupported language",
@@ -29,174 +27,131 @@ DROPS = (
 MIN_WORDS = {"user": 5, "assistant": 8}
 MAX_WORDS = 1_000  # in one turn
 MAX_CHARACTERS = 20_000  # in one turn, also where there is no white space to count words by
+LOOKED_AT = 1_000  # records from which the names of the fields are detected
 
 
-def read_source(
-    source: str, per_condition: int = 1, seed: int = 0, limit: int = 0, **options: str
-) -> tuple[list[Dialogue], pd.DataFrame]:
-    """English dialogues of the synthetic clinic (`clinic`) or of a corpus, with the counts of `load_dialogues`.
+class Clinic:
+    """The dialogues of the synthetic clinic, with the same face as a `Corpus`."""
 
-    `options` are the field names and the revision of `load_dialogues`. Dialogues in another language are dropped and
-    counted as `not English`: the template rewriter and its gates know no other.
-    """
-    if source == "clinic":
+    name = "clinic"
+
+    def __init__(self, per_condition: int = 1, seed: int = 0):
         if per_condition < 1:
             raise MedComfortError(f"per_condition must be at least 1, not {per_condition}.")
-        dialogues = list(clinic.generate(per_condition, seed))
-        return dialogues, pd.DataFrame(
-            [("read", len(dialogues)), ("kept", len(dialogues))], columns=["reason", "count"]
-        )
-    dialogues, counts = load_dialogues(source, limit, seed=seed, **options)
-    english = [dialogue for dialogue in dialogues if dialogue.lang == "en"]
-    if not english:
-        raise MedComfortError(
-            f"{source}: none of the {len(dialogues)} dialogues is in English, the one language of the templates."
-        )
-    kept = counts.iloc[:-1].values.tolist()
-    rows = [*kept, ("not English", len(dialogues) - len(english)), ("kept", len(english))]
-    return english, pd.DataFrame(rows, columns=["reason", "count"])
+        self.dialogues = list(clinic.generate(per_condition, seed))
+
+    def __iter__(self) -> Iterator[Dialogue]:
+        return iter(self.dialogues)
+
+    def counts(self) -> pd.DataFrame:
+        """What was read and kept: all."""
+        return _table({"read": len(self.dialogues), "kept": len(self.dialogues)})
 
 
-def load_dialogues(
-    source: str,
-    limit: int = 0,
-    question_field: str = "",
-    answer_field: str = "",
-    facts_field: str = "",
-    revision: str = "",
-    seed: int = 0,
-) -> tuple[list[Dialogue], pd.DataFrame]:
-    """Dialogues of a corpus, cleaned, and a table that says how many records went where.
+class Corpus:
+    """Dialogues of a corpus, cleaned, read one at a time; `counts` says how many records went where.
 
-    `source`: a JSON, JSONL, CSV or parquet file (relative to the repository root), `hf:owner/name` (needs `revision`)
-    or `hf:./folder`. Field names are detected or given. `limit` > 0 keeps a random sample (`seed`) in the file's order.
-    The table has columns `reason` and `count`: `read`, one row for each of `DROPS`, `kept`; the drops and `kept` add up
-    to `read`. Raises MedComfortError for what cannot be read, a record without a field, or nothing left.
+    `source`: as `readers.open_records` takes it. Field names are detected or given. `limit` > 0 keeps a random sample
+    (by `seed`) in the file's order. `lang` ("en") drops all other languages. It may be iterated more than once.
+    Raises MedComfortError for what cannot be read, a record without a field, or, at the end, nothing left.
     """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise MedComfortError(f"limit: {limit!r} is not a count; give 0 for all records or a positive whole number.")
-    shown, name, records = _read(source, revision)
-    fields = _fields(shown, records, question_field, answer_field, facts_field)
-    counts = dict.fromkeys(DROPS, 0)
-    kept, marks = [], []
-    for where, record in records:
-        turns = _turns(f"{shown}, {where}", record, fields)
-        reason, lang, tokens = _judge(turns)
-        if reason:
-            counts[reason] += 1
-            continue
-        kept.append(_dialogue(f"{shown}, {where}", turns, record, fields[2], name, lang))
-        marks.append(shingles(tokens))
-    usable = len(kept)
-    kept = _without_duplicates(kept, marks, counts)
-    if len(kept) == 1 < usable:
-        raise MedComfortError(f"{shown}: all {usable} usable records are copies of one dialogue.")
-    if 0 < limit < len(kept):
-        counts["over the limit"] = len(kept) - limit
-        kept = [kept[i] for i in sorted(random.Random(seed).sample(range(len(kept)), limit))]
-    if not kept:
-        told = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        raise MedComfortError(f"{shown}: of {len(records)} records read none can be used ({told}).")
-    rows = [("read", len(records)), *counts.items(), ("kept", len(kept))]
-    return kept, pd.DataFrame(rows, columns=["reason", "count"])
+
+    def __init__(
+        self,
+        source: str,
+        limit: int = 0,
+        question_field: str = "",
+        answer_field: str = "",
+        facts_field: str = "",
+        revision: str = "",
+        seed: int = 0,
+        lang: str = "",
+    ):
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise MedComfortError(
+                f"limit: {limit!r} is not a count; give 0 for all records or a positive whole number."
+            )
+        self.records, self.limit, self.seed, self.lang = open_records(source, revision), limit, seed, lang
+        self.name = self.records.name
+        self._fields = _fields(self.records, question_field, answer_field, facts_field)
+        self._counts: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Dialogue]:
+        self._counts = dict.fromkeys(("read", *DROPS, "kept"), 0)
+        if self.lang:
+            self._counts["unsupported language"] = 0
+        yield from self._sampled() if self.limit else self._usable()
+        self._complain_if_empty()
+
+    def counts(self) -> pd.DataFrame:
+        """Columns `reason` and `count`: `read`, each of `DROPS`, `kept`; drops and `kept` add up to `read`."""
+        return _table(self._counts)
+
+    def _sampled(self) -> list[Dialogue]:
+        """The `limit` dialogues with the smallest hash of seed and id: a fair sample, and no more is held."""
+        ranked = (
+            (hashlib.sha256(f"{self.seed}:{dialogue.id}".encode()).hexdigest(), place, dialogue)
+            for place, dialogue in enumerate(self._usable())
+        )
+        chosen = heapq.nsmallest(self.limit, ranked)
+        self._counts["over the limit"] = self._counts["kept"] - len(chosen)
+        self._counts["kept"] = len(chosen)
+        return [dialogue for _, _, dialogue in sorted(chosen, key=lambda each: each[1])]
+
+    def _usable(self) -> Iterator[Dialogue]:
+        seen = Seen()
+        for where, record in self.records:
+            self._counts["read"] += 1
+            place = f"{self.records.shown}, {where}"
+            turns = _turns(place, record, self._fields)
+            reason, lang, tokens = _judge(turns)
+            if not reason and self.lang and lang != self.lang:
+                reason = "unsupported language"
+            reason = reason or seen.repeats(content_id(turns), tokens)
+            self._counts[reason or "kept"] += 1
+            if not reason:
+                yield _dialogue(place, turns, record, self._fields[2], self.name, lang)
+
+    def _complain_if_empty(self) -> None:
+        read, kept = self._counts["read"], self._counts["kept"]
+        dropped = {reason: count for reason, count in self._counts.items() if count and reason in DROPS}
+        if not read:
+            raise MedComfortError(f"{self.records.shown} holds no records.")
+        if not kept:
+            told = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            raise MedComfortError(f"{self.records.shown}: of {read} records read none can be used ({told}).")
+        copies = dropped.get("exact duplicate", 0) + dropped.get("near duplicate", 0)
+        if kept == 1 and copies and not dropped.get("over the limit"):
+            raise MedComfortError(
+                f"{self.records.shown}: all {kept + copies} usable records are copies of one dialogue."
+            )
 
 
-def _read(source: str, revision: str) -> tuple[str, str, list[tuple[str, dict]]]:
-    """How messages show the source, the name dialogues carry, and (place, record) pairs."""
-    if source.startswith("hf:"):
-        shown, name, records = _read_hub(source.removeprefix("hf:"), revision)
-    else:
-        path = existing(source, "source")
-        shown, name, records = tidy(path), path.stem, _read_file(path)
-    if not records:
-        raise MedComfortError(f"{shown} holds no records.")
-    for where, record in records:
-        if not isinstance(record, dict):
-            raise MedComfortError(f"{shown}, {where}: a record must be an object with named fields.")
-    return shown, name, records
+def open_source(source: str, per_condition: int = 1, seed: int = 0, **options) -> Clinic | Corpus:
+    """The synthetic clinic (`clinic`), or the English dialogues of a corpus; `options` are those of `Corpus`."""
+    return Clinic(per_condition, seed) if source == "clinic" else Corpus(source, seed=seed, lang="en", **options)
 
 
-def _read_hub(name: str, revision: str) -> tuple[str, str, list[tuple[str, dict]]]:
-    from datasets import load_dataset  # takes seconds to import, and only this function needs it
-
-    local = name.startswith((".", "/", "~"))
-    path = existing(name, "source") if local else name
-    if not local and not revision:
-        raise MedComfortError(f"revision: hf:{name} needs one, a commit or tag of the dataset, so that a rerun agrees.")
-    try:
-        rows = load_dataset(str(path), split="train", revision=revision or None)
-    except Exception as error:  # the library lets through whatever its network and file layers raise
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise MedComfortError(f"source: hf:{name} could not be loaded: {told[0].rstrip('.')}.") from error
-    shown, label = (tidy(path), path.name) if local else (f"hf:{name}", name)
-    return shown, label, _numbered(rows)
+def load_dialogues(source: str, limit: int = 0, **options) -> tuple[list[Dialogue], pd.DataFrame]:
+    """All dialogues of a `Corpus` at once, and its counts."""
+    corpus = Corpus(source, limit, **options)
+    return list(corpus), corpus.counts()
 
 
-def _read_file(path: Path) -> list[tuple[str, dict]]:
-    readers = {".json": _read_json, ".jsonl": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    if path.is_dir():
-        raise MedComfortError(f"source: {tidy(path)} is a folder; give a file, or hf: before the folder of a dataset.")
-    if path.suffix.lower() not in readers:
-        raise MedComfortError(f"source: {tidy(path)} must end in one of {', '.join(readers)}.")
-    if path.stat().st_size == 0:
-        raise MedComfortError(f"{tidy(path)} is empty.")
-    return readers[path.suffix.lower()](path)
+def _table(counts: dict[str, int]) -> pd.DataFrame:
+    return pd.DataFrame(counts.items(), columns=["reason", "count"])
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MedComfortError(f"{tidy(path)} is not UTF-8 at byte {error.start}; save it as UTF-8.") from error
-    except OSError as error:
-        raise MedComfortError(f"{tidy(path)} could not be read: {error.strerror}.") from error
-
-
-def _read_json(path: Path) -> list[tuple[str, dict]]:
-    """A list of records, or one record a line: told by the content, since both are called .json."""
-    text = _text(path)
-    if text.lstrip().startswith("["):
-        return _numbered(_parse(path, text, 1))
-    rows = enumerate(text.split("\n"), start=1)
-    return [(f"line {number}", _parse(path, row, number)) for number, row in rows if row.strip()]
-
-
-def _parse(path: Path, text: str, line: int) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line, told = line + getattr(error, "lineno", 1) - 1, getattr(error, "msg", error)
-        raise MedComfortError(f"{tidy(path)}, line {line}: this is not valid JSON ({told}).") from error
-
-
-def _read_csv(path: Path) -> list[tuple[str, dict]]:
-    try:
-        table = pd.read_csv(io.StringIO(_text(path)), dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        told = str(error).strip().removeprefix("Error tokenizing data. C error: ")
-        raise MedComfortError(f"{tidy(path)} is not a readable CSV file: {told}.") from error
-    return _numbered(table.to_dict("records"))
-
-
-def _read_parquet(path: Path) -> list[tuple[str, dict]]:
-    try:
-        return _numbered(pq.read_table(path).to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise MedComfortError(f"{tidy(path)} is not a readable parquet file.") from error
-
-
-def _numbered(rows: Iterable[dict]) -> list[tuple[str, dict]]:
-    return [(f"record {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _fields(shown: str, records: list, question: str, answer: str, facts: str) -> tuple[str, str, str]:
+def _fields(records: Records, question: str, answer: str, facts: str) -> tuple[str, str, str]:
     """Names of the question, answer and facts fields (`messages` twice for conversations; facts may be empty)."""
-    names = dict.fromkeys(name for _, record in records for name in record)
+    names, shown = dict.fromkeys(name for _, record in islice(records, LOOKED_AT) for name in record), records.shown
+    if not names:
+        raise MedComfortError(f"{shown} holds no records.")
     found = ", ".join(map(str, names)) or "none"
     for parameter, name in {"question_field": question, "answer_field": answer, "facts_field": facts}.items():
         if name and name not in names:
             raise MedComfortError(f"{parameter}: no record of {shown} has a field {name!r}; its fields are {found}.")
-    facts = facts or ("Must_have" if "Must_have" in names else "")
+    facts = facts or next((name for name in FACTS if name in names), "")
     if not (question or answer) and "messages" in names:
         return "messages", "messages", facts
     for known in PAIRS:
@@ -255,29 +210,30 @@ def _judge(turns: list[dict]) -> tuple[str, str, list[str]]:
 
 
 def _dialogue(place: str, turns: list[dict], record: dict, facts_field: str, name: str, lang: str) -> Dialogue:
-    facts = (record.get(facts_field) if facts_field else None) or []
-    facts = facts.splitlines() if isinstance(facts, str) else facts
-    if not isinstance(facts, list) or not all(isinstance(fact, str) for fact in facts):
-        raise MedComfortError(f"{place}: {facts_field} must be a list of statements.")
-    tags = record.get("tags") or [""]
+    """The record as a dialogue; red flags are the record's own, else the answer's sentences of urgent advice."""
+    tags = record.get("topic") or record.get("tags") or [""]
     identity = content_id(turns)
+    flags = _statements(place, record, "red_flags") if "red_flags" in record else urgent_sentences(turns[-1]["content"])
+    emotions = _statements(place, record, "emotions")
+    if unknown := [emotion for emotion in emotions if emotion not in EMOTIONS]:
+        raise MedComfortError(f"{place}: emotions must be some of {', '.join(EMOTIONS)}, not {unknown[0]!r}.")
     return Dialogue(
         id=identity,
         source=name,
         lang=lang,
         topic=str(tags if isinstance(tags, str) else tags[0]),
         messages=turns,
-        facts=[text for text in map(clean_text, facts) if text],
-        red_flags=urgent_sentences(turns[-1]["content"]),
+        facts=_statements(place, record, facts_field),
+        red_flags=flags,
+        emotions=emotions,
         split=split_of(identity),
     )
 
 
-def _without_duplicates(dialogues: list[Dialogue], marks: list[np.ndarray], counts: dict) -> list[Dialogue]:
-    first = {}
-    for index, dialogue in enumerate(dialogues):
-        first.setdefault(dialogue.id, index)
-    single = list(first.values())
-    near = near_duplicates([marks[index] for index in single])
-    counts["exact duplicate"], counts["near duplicate"] = len(dialogues) - len(single), sum(near)
-    return [dialogues[index] for index, repeated in zip(single, near, strict=True) if not repeated]
+def _statements(place: str, record: dict, name: str) -> list[str]:
+    """A field with a list of statements, or one a line; empty if the record has none."""
+    found = (record.get(name) if name else None) or []
+    found = found.splitlines() if isinstance(found, str) else found
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise MedComfortError(f"{place}: {name} must be a list of statements.")
+    return [text for text in map(clean_text, found) if text]

@@ -1,27 +1,98 @@
-"""What the gates read in a text: numbers with their units, cues of a feeling or of comfort, what a rewrite added.
+"""What the gates read in a text: its words, its content stems, and cues of a feeling, of comfort, of a machine.
 
 The word lists, for English, are in `gates_en.yaml` beside this file.
 """
 
 import re
-from collections import Counter
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 
 import yaml
+from rouge_score.tokenizers import DefaultTokenizer
 
-from medcomfort_utils.rewrite.clean import sentences, words
-
-_NUMBER = r"(?<![\w.])(?:(?<!\S)[-+])?(?:\d+/\d+|\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+MARKS = frozenset(".,;:!?()")
+_TOKEN = re.compile(r"\d+(?:[.,/]\d+)*|[^\W\d_]+(?:'[^\W_]+)*|[.,;:!?()]")
+_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _CONTRACTIONS = {"can't": "can not", "cannot": "can not", "won't": "will not", "n't": " not", "'m": " am"}
 _CONTRACTIONS |= {"'re": " are", "'ve": " have", "'ll": " will", "'d": " would"}
-_CONTRACTIONS |= {"it's": "it is", "that's": "that is", "there's": "there is"}
+_CONTRACTIONS |= {"it's": "it is", "that's": "that is", "there's": "there is", "he's": "he is", "what's": "what is"}
 
 
 @cache
 def lexicon() -> dict:
     """The word lists of `gates_en.yaml`."""
     return yaml.safe_load(Path(__file__).with_name("gates_en.yaml").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=4096)
+def parts(text: str) -> tuple[str, ...]:
+    """The sentences of a text, split quickly: "e.g. " ends one too, but neighbours are read together."""
+    return tuple(part for part in _END.split(text) if part)
+
+
+def spelt_out(text: str) -> str:
+    """Lower case, contractions written in full ("isn't" as "is not")."""
+    text = text.lower().replace("’", "'").replace("cannot", "can not")
+    if "'" in text:
+        for short, long in _CONTRACTIONS.items():
+            text = text.replace(short, long)
+    return text
+
+
+@lru_cache(maxsize=4096)
+def plain(text: str) -> str:
+    """Lower-case words without punctuation or contractions: the form in which cues are written."""
+    return " ".join(token for token in tokens(text) if token not in MARKS)
+
+
+@lru_cache(maxsize=4096)
+def tokens(text: str) -> tuple[str, ...]:
+    """Words of `spelt_out` text, numbers, and the marks that end a clause."""
+    return tuple(chain.from_iterable(map(_tokens, parts(text))))
+
+
+@lru_cache(maxsize=1 << 14)
+def _tokens(sentence: str) -> list[str]:
+    return _TOKEN.findall(spelt_out(sentence))
+
+
+_tokenizer = DefaultTokenizer(use_stemmer=True)
+
+
+@cache
+def _synonyms() -> dict[str, str]:
+    groups = [[_porter(word) for word in group.split()] for group in lexicon()["synonyms"]]
+    return {stem: group[0] for group in groups for stem in group}
+
+
+def _porter(word: str) -> str:
+    return "".join(_tokenizer.tokenize(word.removesuffix("'s")))
+
+
+@cache
+def _unsaying() -> frozenset[str]:
+    return frozenset(lexicon()["unsaying"].split())
+
+
+@lru_cache(maxsize=1 << 16)
+def stem(word: str) -> str:
+    """The Porter stem of a content word, one for all its synonyms; empty for marks, numbers and idle words."""
+    if word[0].isdigit() or word in MARKS or len(word) < 2 or word in _unsaying():
+        return ""
+    found = _porter(word)
+    return _synonyms().get(found, found)
+
+
+@lru_cache(maxsize=4096)
+def content(text: str) -> frozenset[str]:
+    """The content stems of a text, without its numbers."""
+    return frozenset().union(*map(_content, parts(text)))
+
+
+@lru_cache(maxsize=1 << 14)
+def _content(sentence: str) -> frozenset[str]:
+    return frozenset(map(stem, _tokens(sentence))) - {""}
 
 
 @cache
@@ -34,68 +105,10 @@ def cues(name: str, emotion: str = "") -> re.Pattern:
     return re.compile(rf"{denied}(?<![\w'])(?:{either})(?![\w'])")
 
 
-def plain(text: str) -> str:
-    """Lower-case words without punctuation or contractions: the form in which cues are written."""
-    text = text.lower().replace("’", "'")
-    for short, long in _CONTRACTIONS.items():
-        text = text.replace(short, long)
-    return " ".join(words(text))
-
-
-@cache
-def _quantity() -> re.Pattern:
-    units, number_words = lexicon()["units"].values(), "|".join(lexicon()["number_words"])
-    named = "|".join(f"(?P<u{i}>{forms})" for i, forms in enumerate(units))
-    word = rf"\b(?:{number_words})(?=[ -](?:{'|'.join(units)})\b)"
-    return re.compile(rf"(?P<number>{_NUMBER}|{word})(?:[ -]?(?:{named})(?![a-z]))?", re.I)
-
-
-def _value(number: str) -> str:
-    number = str(lexicon()["number_words"].get(number.lower(), number)).replace(",", "")
-    number = f"0{number}" if number.startswith(".") else number
-    return number.rstrip("0").rstrip(".") if "." in number else number
-
-
-@lru_cache(maxsize=4096)
-def numbers(text: str) -> Counter:
-    """How often each number occurs, with its unit in one spelling: "400mg" is "400 mg", "two weeks" is "2 week"."""
-    units, found = list(lexicon()["units"]), Counter()
-    for match in _quantity().finditer(text):
-        unit = "" if match.lastgroup == "number" else units[int(match.lastgroup[1:])]
-        found[f"{_value(match['number'])} {unit}".strip()] += 1
-    return found
-
-
-@lru_cache(maxsize=4096)
-def added_text(source: str, rewritten: str) -> str:
-    """What `rewritten` says beyond `source`, a sentence a line: new sentences, and the new words of changed ones."""
-    kept, runs = _known(source)
-    fresh = (_without(sentence, runs) for sentence in sentences(rewritten) if sentence not in kept)
-    return "\n".join(filter(None, fresh))
-
-
-@lru_cache(maxsize=4096)
-def _known(source: str) -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
-    """The sentences of a text, and its runs of three words."""
-    return frozenset(sentences(source)), frozenset(_runs(source))
-
-
-def _runs(text: str) -> list[tuple[str, ...]]:
-    tokens = [token.strip(".,;:!?\"'()") for token in text.lower().split()]
-    return list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-
-
-def _without(sentence: str, known: frozenset[tuple[str, ...]]) -> str:
-    """The sentence without its known runs; one that is mostly new keeps all its words ("I have had" proves little)."""
-    old = {i + step for i, run in enumerate(_runs(sentence)) if run in known for step in range(3)}
-    tokens = sentence.split()
-    return sentence if 2 * len(old) < len(tokens) else " ".join(w for i, w in enumerate(tokens) if i not in old)
-
-
-@lru_cache(maxsize=4096)
-def padded(text: str) -> str:
-    """The words between blanks, so that a statement is found in a text whatever its case, spacing and punctuation."""
-    return f" {' '.join(words(text))} "
+def new_cue(cue: re.Pattern, source: str, rewritten: str) -> str:
+    """The first words of `rewritten` that fit the cue and do not stand in `source`; empty if there are none."""
+    said = f" {plain(source)} "
+    return next((found[0] for found in cue.finditer(plain(rewritten)) if f" {found[0]} " not in said), "")
 
 
 @lru_cache(maxsize=4096)
@@ -110,7 +123,35 @@ def comforts(sentence: str) -> bool:
     return bool(named) and any(feeling.search(text) for feeling in feelings)
 
 
+def warms(sentence: str, source: str) -> bool:
+    """Whether a sentence of five words or more, of which the source says little, holds a word of warmth."""
+    stems = content(sentence)
+    if len(sentence.split()) < 5 or 2 * len(stems & content(source)) > len(stems):
+        return False
+    text = plain(sentence)
+    return bool(cues("warm").search(text)) and not cues("small_talk").search(text)
+
+
+def new_sentences(source: str, rewritten: str) -> list[str]:
+    """The sentences of `rewritten` that do not stand in `source`."""
+    known = frozenset(parts(source))
+    return [sentence for sentence in parts(rewritten) if sentence not in known]
+
+
 @cache
-def leaks() -> re.Pattern:
-    """Labels and remarks of the machine that wrote a text, as one pattern over the text itself."""
-    return re.compile("|".join(lexicon()["role_leaks"]), re.I | re.M)
+def _traces(name: str) -> list[tuple[str, re.Pattern]]:
+    return [(sign, re.compile(pattern, re.I | re.M)) for sign, pattern in lexicon()[name].items()]
+
+
+def new_traces(name: str, source: str, rewritten: str) -> list[str]:
+    """What the patterns of one list (`role_leaks`, `refusals`, `placeholders`) find in `rewritten` and not in `source`.
+
+    The patterns read the text itself, case ignored; each is tried only near its sign, which is quick to find.
+    """
+    lower, known, found = rewritten.lower(), source.lower(), []
+    for sign, trace in _traces(name):
+        at = lower.find(sign)
+        while at >= 0:
+            found += [hit[0].strip() for hit in trace.finditer(rewritten, max(at - 60, 0), at + 120)]
+            at = lower.find(sign, at + 120)
+    return [hit for hit in dict.fromkeys(found) if hit.lower() not in known]

@@ -1,0 +1,37 @@
+"""Dialogues through a rewriter and the gates into three files, one dialogue at a time."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from medcomfort_utils.records import Dialogue, Rewrite, writing
+from medcomfort_utils.rewrite import gates
+from medcomfort_utils.rewrite.support import Similarity
+
+
+def write(
+    rewritten: Iterable[tuple[Dialogue, list[Rewrite]]], out: Path, similarity: Similarity | None = None
+) -> pd.DataFrame:
+    """Write `dialogues.parquet`, `rewrites.parquet` (all gates passed) and `rejected.parquet`; returns `gates.report`.
+
+    Every version of every dialogue lands in exactly one of the last two. The files take their places together at the
+    end: an interrupted run leaves those of the run before, and a language model's responses are in its cache.
+    """
+    with (
+        writing(out / "dialogues.parquet", Dialogue) as source,
+        writing(out / "rewrites.parquet", Rewrite) as keep,
+        writing(out / "rejected.parquet", Rewrite) as reject,
+    ):
+
+        def pairs() -> Iterator[tuple[Dialogue, Rewrite]]:
+            for dialogue, versions in rewritten:
+                source(dialogue)
+                yield from ((dialogue, version) for version in versions)
+
+        def checked() -> Iterator[Rewrite]:
+            for rewrite in gates.sifted(pairs(), similarity):
+                (keep if all(gate.passed for gate in rewrite.gates) else reject)(rewrite)
+                yield rewrite
+
+        return gates.report(checked())

@@ -1,0 +1,61 @@
+"""The whole protocol against a real server: `transformers serve` with the nano model."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from medcomfort_utils.llm import Cache, Client, Settings
+from medcomfort_utils.paths import NANO_BASE
+from medcomfort_utils.records import Rewrite, read_records
+from medcomfort_utils.rewrite import chain, sources
+from medcomfort_utils.rewrite.llm_rewriter import LLMRewriter
+
+PATIENCE = 180  # seconds for the server to load its model, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of `transformers serve`, started here and stopped at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", NANO_BASE, "--host", "127.0.0.1"]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=out, stderr=out)
+        try:
+            _wait(process, f"http://127.0.0.1:{port}/health", log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait(process, address, log):
+    for _ in range(PATIENCE):
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(1)
+    pytest.fail(f"the server was not ready in {PATIENCE} s: {log.read_text()[-2000:]}")
+
+
+def test_nonsense_is_rejected_with_reasons(server, tmp_path):
+    dialogues = list(sources.Clinic(1))[:2]
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        client = Client(Settings(base_url=server, timeout=120, concurrency=2), cache)
+        writer = LLMRewriter(client, str(NANO_BASE), 1, {"temperature": 0.0, "max_tokens": 24})
+        chain.write(writer.versions(dialogues), tmp_path)
+        asked = len(cache)
+    kept, rejected = (read_records(tmp_path / f"{name}.parquet", Rewrite) for name in ("rewrites", "rejected"))
+    assert [r.condition for r in kept] == ["original"] * 2
+    assert sorted(r.condition for r in rejected) == ["emotional"] * 2 + ["soothing_answer"] * 2
+    assert all(gate.reason for r in rejected for gate in r.gates) and client.budget.calls == asked == 8
+    assert all(r.question if r.condition == "emotional" else r.answer for r in rejected)
