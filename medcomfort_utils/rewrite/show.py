@@ -54,6 +54,18 @@ def variety(texts: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
+def reasons(rejected: pd.DataFrame) -> pd.DataFrame:
+    """Why each version of `rejected.parquet` was rejected: a row for each gate that it failed."""
+    shown = ["dialogue_id", "condition", "emotion", "gate", "reason"]
+    rows = [
+        (*row[:3], gate["name"], gate["reason"])
+        for row in rejected[[*shown[:3], "gates"]].itertuples(index=False)
+        for gate in row.gates
+        if not gate["passed"]
+    ]
+    return pd.DataFrame(rows, columns=shown)
+
+
 def _share(part: int, whole: int) -> float:
     return round(part / whole, 3) if whole else float("nan")
 
