@@ -1,32 +1,40 @@
-"""How comforting is an answer: a transparent score from cues of the three mechanisms of empathy in text.
+"""How comforting is an answer: three mechanisms of empathy in text, seen by a small linear model of our own.
 
 After EPITOME (Sharma et al., "A Computational Approach to Understanding Empathy Expressed in Text-Based Mental Health
 Support", EMNLP 2020): emotional reactions, interpretations and explorations, each none (0), weak (1) or strong (2).
-The cues in `comfort_en.yaml` are ours. Each sentence is read alone and a mechanism takes its strongest sentence, so
-that length and repetition earn nothing. Rules see wording, not sincerity: read the score beside a judge's.
+The weights in `comfort_en.json` were learned by `comfort_model` from `data/comfort_labels`, replies written and
+labelled for this repository by a language model. Each sentence is scored alone and a mechanism takes its strongest
+sentence, so that length and repetition earn nothing. The model sees wording, not sincerity: read the score beside a
+judge's. How far it can be trusted stands in `data/comfort_labels/README.md`.
 """
 
-import re
+import json
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from medcomfort_utils.paths import MedComfortError, tidy
+from medcomfort_utils.evaluate.comfort_features import MECHANISMS, features, sentences
+from medcomfort_utils.paths import MedComfortError
 
-LEXICON = Path(__file__).with_name("comfort_en.yaml")
-MECHANISMS = ("emotional_reactions", "interpretations", "explorations")
+WEIGHTS = Path(__file__).with_name("comfort_en.json")
 
-_SHORT = {"'m": " am", "'re": " are", "'ve": " have", "'ll": " will", "'d": " would", "n't": " not"}
-# 's stands for "is" after these words alone: "the patient's" is a possessive.
-_CONTRACTION = re.compile(r"\b(it|he|she|that|this|what|here|there|who|how)'s\b|('(?:m|re|ve|ll|d)|n't)\b")
-_BARE = {"im": "i am", "ive": "i have", "dont": "do not", "youre": "you are", "thats": "that is"}
-_BARE_WORD = re.compile(rf"\b(?:{'|'.join(_BARE)})\b")
-_SENTENCE = re.compile(r"[^.!?;\n]+[.!?;]*")
-_ASKS = re.compile(r"\?|^\W*(?:please |so |can you |could you )?(?:tell me|i wonder|may i ask|i would like to hear)")
+
+class Model(NamedTuple):
+    """A linear model over the features of one sentence.
+
+    `names`: feature -> row of `weights`. `weights`: array (features, 3, 2), the log odds that each adds to reach
+    level 1 and level 2 of each mechanism. `intercepts`: array (3, 2). `thresholds`: array (3, 2), the expected levels
+    from which 1 and 2 are given.
+    """
+
+    names: dict[str, int]
+    weights: np.ndarray
+    intercepts: np.ndarray
+    thresholds: np.ndarray
 
 
 def score(questions: Sequence[str], answers: Sequence[str], lang: str = "en") -> pd.DataFrame:
@@ -35,16 +43,17 @@ def score(questions: Sequence[str], answers: Sequence[str], lang: str = "en") ->
     Int columns `emotional_reactions`, `interpretations`, `explorations` (0-2 each) and `comfort`, their sum (0-6).
     An answer's sentence that also stands in its question is skipped: an echo is no comfort. Nothing else of the
     question is used, so that an emotional question cannot raise the score of a plain answer.
-    Raises MedComfortError for a language without cues, for lists of unequal length and for entries that are not text.
+    Raises MedComfortError for a language without a model, for lists of unequal length and for entries that are not
+    text.
     """
     if lang != "en":
-        raise MedComfortError(f"lang: there are comfort cues for 'en' alone, not for {lang!r}; add a lexicon first.")
+        raise MedComfortError(f"lang: there is a comfort model for 'en' alone, not for {lang!r}; train one first.")
     _check("questions", questions)
     _check("answers", answers)
     if len(questions) != len(answers):
         raise MedComfortError(f"score needs one question an answer, not {len(questions)} for {len(answers)} answers.")
-    levels = [_levels(question, answer) for question, answer in zip(questions, answers, strict=True)]
-    table = pd.DataFrame(levels, columns=list(MECHANISMS), dtype=int)
+    rows = [_answer_levels(question, answer) for question, answer in zip(questions, answers, strict=True)]
+    table = pd.DataFrame(np.reshape(rows, (-1, 3)), columns=list(MECHANISMS), dtype=int)
     return table.assign(comfort=table.sum(axis=1).astype(int))
 
 
@@ -52,6 +61,24 @@ def length_only(answers: Sequence[str]) -> np.ndarray:
     """The baseline beside the score: words in each answer, so that a measure that merely rewards length is noticed."""
     _check("answers", answers)
     return np.array([len(answer.split()) for answer in answers], dtype=int)
+
+
+def own_sentences(question: str, answer: str) -> list[str]:
+    """The answer's sentences, each once, without those that stand in the question."""
+    asked = set(sentences(question))
+    return [sentence for sentence in dict.fromkeys(sentences(answer)) if sentence not in asked]
+
+
+def expected_levels(model: Model, sentence: str) -> np.ndarray:
+    """Array (3,): the expected level of each mechanism in one sentence, between 0 and 2."""
+    present = sorted(model.names[name] for name in features(sentence) if name in model.names)
+    log_odds = model.intercepts + model.weights[present].sum(axis=0)
+    return (1 / (1 + np.exp(-log_odds))).sum(axis=1)
+
+
+def levels(expected: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Int array (..., 3) of levels from expected levels (..., 3): how many of its two thresholds each reaches."""
+    return (expected[..., None] >= thresholds).sum(axis=-1)
 
 
 def _check(name: str, texts: Sequence[str]) -> None:
@@ -62,57 +89,22 @@ def _check(name: str, texts: Sequence[str]) -> None:
             raise MedComfortError(f"{name}[{position}] must be text, not {type(text).__name__}.")
 
 
-def _levels(question: str, answer: str) -> tuple[int, ...]:
-    """The strongest level of each mechanism over the answer's own sentences."""
-    sentences = set(_sentences(answer)) - set(_sentences(question))
-    return tuple(max(levels) for levels in zip((0, 0, 0), *map(_sentence_levels, sentences), strict=True))
+def _answer_levels(question: str, answer: str) -> np.ndarray:
+    """Array (3,): the strongest level of each mechanism over the answer's own sentences."""
+    found = [_sentence_levels(sentence) for sentence in own_sentences(question, answer)]
+    return np.max(found, axis=0) if found else np.zeros(3, dtype=int)
 
 
-def _sentences(text: str) -> list[str]:
-    """Sentences in lower case, contractions written out."""
-    text = text.lower().replace("\u2019", "'").replace("won't", "will not").replace("can't", "cannot")
-    text = _CONTRACTION.sub(lambda match: f"{match[1]} is" if match[1] else _SHORT[match[2]], text)
-    text = _BARE_WORD.sub(lambda match: _BARE[match[0]], text)
-    return [" ".join(sentence.split()) for sentence in _SENTENCE.findall(text)]
-
-
-@lru_cache(maxsize=100_000)
-def _sentence_levels(sentence: str) -> tuple[int, ...]:
-    """The level of each mechanism in one sentence; explorations are looked for in questions and invitations only."""
-    remove, cues = _lexicon()
-    sentence = remove.sub(" ", sentence)
-    asks = _ASKS.search(sentence)
-    return tuple(
-        _level(sentence, *patterns) if asks or name != "explorations" else 0 for name, patterns in cues.items()
-    )
-
-
-def _level(sentence: str, strong: re.Pattern, weak: re.Pattern) -> int:
-    return 2 if strong.search(sentence) else 1 if weak.search(sentence) else 0
+@lru_cache(maxsize=20_000)
+def _sentence_levels(sentence: str) -> np.ndarray:
+    model = _model()
+    return levels(expected_levels(model, sentence), model.thresholds)
 
 
 @cache
-def _lexicon() -> tuple[re.Pattern, dict[str, tuple[re.Pattern, re.Pattern]]]:
-    """The compiled lexicon: what to remove, and the strong and weak cues of each mechanism."""
-    lexicon = yaml.safe_load(LEXICON.read_text(encoding="utf-8"))
-    words = {name: rf"(?:{'|'.join(re.split(r', *', listed))})" for name, listed in lexicon["words"].items()}
-    pieces = words | lexicon["spans"]
-    cues = {name: tuple(_compile(lexicon[name][level], pieces) for level in ("strong", "weak")) for name in MECHANISMS}
-    return _compile(lexicon["remove"], pieces), cues
-
-
-def _compile(cues: Sequence[str | dict[str, list[str]]], pieces: dict[str, str]) -> re.Pattern:
-    """One expression for all cues; each {name} stands for that piece, which may itself hold names."""
-    expression = "|".join(_joined(cue) for cue in cues)
-    while names := re.findall(r"\{([a-z_]+)\}", expression):
-        if names[0] not in pieces:
-            raise MedComfortError(f"{tidy(LEXICON)}: there is no list of words {names[0]!r}; define it under words.")
-        expression = expression.replace(f"{{{names[0]}}}", pieces[names[0]])
-    return re.compile(rf"(?<!\w)(?=\w)(?:{expression})(?!\w)")
-
-
-def _joined(cue: str | dict[str, list[str]]) -> str:
-    """A cue as one pattern: written as such, or as a beginning with its endings."""
-    if isinstance(cue, str):
-        return cue
-    return "|".join(f"{start}(?:{'|'.join(ends)})" for start, ends in cue.items())
+def _model() -> Model:
+    """The committed model; its weights are stored as whole thousandths."""
+    stored = json.loads(WEIGHTS.read_text(encoding="utf-8"))
+    names = {name: row for row, name in enumerate(stored["weights"])}
+    weights = np.array(list(stored["weights"].values())).reshape(-1, 3, 2) / 1000
+    return Model(names, weights, np.array(stored["intercepts"]) / 1000, np.array(stored["thresholds"]))
