@@ -1,0 +1,251 @@
+"""A language model as judge: marks for single answers, verdicts on pairs, and how far people agree with it.
+
+The judge is asked through `llm.Client`, so verdicts are recorded and replayed. One that cannot be read is counted and
+shown, never scored. The judged texts are data: they stand between two lines that hold a marker made from their own
+hash, which they cannot contain. A judge is itself a model: see `agreement` before its marks are believed.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from jinja2 import Environment, StrictUndefined
+from scipy.stats import rankdata
+
+from medcomfort_utils.evaluate.statistics import interval
+from medcomfort_utils.llm import Client, Failure, Request, Unparsable, parse
+from medcomfort_utils.paths import MedComfortError
+
+PROMPTS = Path(__file__).parent / "prompts"
+ASPECTS = {
+    "knowledge": "which gives this patient more of the correct medical knowledge that is needed?",
+    "comfort": "which responds better to what this person feels, and relieves as far as the truth allows?",
+    "overall": "which would you rather have this patient receive?",
+}
+VERDICTS = ("A", "B", "tie")
+_SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
+
+
+@cache
+def rubrics() -> dict[str, dict[str, dict]]:
+    """Rubric -> criterion -> what it asks, and the meaning of each mark."""
+    return yaml.safe_load((PROMPTS / "rubrics_en.yaml").read_text(encoding="utf-8"))
+
+
+def criteria(rubric: str) -> dict[str, tuple[int, ...]]:
+    """The criteria of a rubric, each with its marks; MedComfortError if there is no such rubric."""
+    if rubric not in rubrics():
+        raise MedComfortError(f"rubric must be one of {', '.join(rubrics())}, not '{rubric}'.")
+    return {name: tuple(mark for mark in of if mark != "asks") for name, of in rubrics()[rubric].items()}
+
+
+def _schema(choices: dict[str, Sequence]) -> dict:
+    """A JSON object with a reason, then one of the listed values for each name."""
+    kinds = {name: "integer" if isinstance(values[0], int) else "string" for name, values in choices.items()}
+    marks = {name: {"type": kinds[name], "enum": list(values)} for name, values in choices.items()}
+    properties = {"reason": {"type": "string"}, **marks}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+@cache
+def _prompt(task: str) -> tuple[str, str]:
+    """The text of a prompt file, and the version that its first line states."""
+    text = (PROMPTS / f"{task}_en.md.j2").read_text(encoding="utf-8")
+    version = re.match(r"\{#- version: (\S+) -#\}", text)[1]
+    return text, f"judge-{task}-en-{version}"
+
+
+def _messages(task: str, texts: dict[str, str], **values) -> tuple[dict, ...]:
+    """The two turns of a prompt file; its headings stand before any judged text."""
+    marker = f"====== {hashlib.sha256(chr(0).join(texts.values()).encode()).hexdigest()[:12]} ======"
+    template = Environment(undefined=StrictUndefined, autoescape=False).from_string(_prompt(task)[0])
+    whole = template.render(marker=marker, **texts, **values)
+    _, system, user = re.split(r"^## (?:system|user)\n", whole, maxsplit=2, flags=re.M)
+    return {"role": "system", "content": system.strip()}, {"role": "user", "content": user.strip()}
+
+
+def _same_length(**lists: Sequence | None) -> None:
+    counts = {name: len(values) for name, values in lists.items() if values is not None}
+    if len(set(counts.values())) > 1:
+        raise MedComfortError(f"The judge needs lists of one length, not {counts}.")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges by `model` through `client`; `sampling` holds temperature, max_tokens and the like."""
+
+    client: Client
+    model: str
+    sampling: dict = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
+
+    def rating_requests(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        references: Sequence[str] | None = None,
+        rubric: str = "medcomfort",
+    ) -> list[Request]:
+        """What `rate` asks, for `client.estimate`."""
+        _same_length(questions=questions, answers=answers, references=references)
+        schema, version = _schema(criteria(rubric)), f"{_prompt('single')[1]}-{rubric}"
+        requests = []
+        for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+            texts = {"question": question, "reference": references[i] if references is not None else ""}
+            messages = _messages("single", {**texts, "answer": answer}, rubric=rubrics()[rubric])
+            requests.append(Request(f"answer {i + 1}", self.model, messages, self.sampling, schema, version))
+        return requests
+
+    def rate(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        references: Sequence[str] | None = None,
+        rubric: str = "medcomfort",
+    ) -> pd.DataFrame:
+        """Marks for each answer: a float column a criterion (nan where there is no verdict), `reason`, `problem`.
+
+        `references`: the doctors' answers, if the judge is to see them. Raises MedComfortError as `Client.run` does.
+        """
+        verdicts = self._verdicts(self.rating_requests(questions, answers, references, rubric))
+        rows = [{"reason": "", "problem": "", **verdict} for verdict in verdicts]
+        table = pd.DataFrame(rows, columns=[*criteria(rubric), "reason", "problem"])
+        return table.astype(dict.fromkeys(criteria(rubric), float))
+
+    def comparing_requests(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        others: Sequence[str],
+        references: Sequence[str] | None = None,
+    ) -> list[Request]:
+        """What `compare` asks, for `client.estimate`: two requests a pair, one for each order."""
+        _same_length(questions=questions, answers=answers, others=others, references=references)
+        schema, version, requests = _schema(dict.fromkeys(ASPECTS, VERDICTS)), _prompt("pairwise")[1], []
+        for i, pair in enumerate(zip(answers, others, strict=True)):
+            for first, second in (pair, pair[::-1]):
+                texts = {"question": questions[i], "reference": references[i] if references is not None else ""}
+                messages = _messages("pairwise", {**texts, "first": first, "second": second}, aspects=ASPECTS)
+                requests.append(Request(f"pair {i + 1}", self.model, messages, self.sampling, schema, version))
+        return requests
+
+    def compare(
+        self,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        others: Sequence[str],
+        references: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Which of two answers is better, each pair asked in both orders.
+
+        A float column an aspect: 1 if `answers` wins in both orders, 0 if `others` does, 0.5 for a tie or if the orders
+        disagree (Zheng et al. 2023, arXiv 2306.05685), nan unless both verdicts can be read. `{aspect}_straight` and
+        `{aspect}_swapped` hold the verdicts as given (A: the answer shown first); `problem` what could not be read.
+        """
+        verdicts = self._verdicts(self.comparing_requests(questions, answers, others, references))
+        return pd.DataFrame([_compared(*verdicts[i : i + 2]) for i in range(0, len(verdicts), 2)])
+
+    def _verdicts(self, requests: Iterable[Request]) -> list[dict]:
+        return list(self.client.run(requests, self._verdict))
+
+    async def _verdict(self, request: Request) -> dict:
+        """The parsed verdict, or `{"problem": ...}`; one that does not parse is sent back once."""
+        for last in (False, True):
+            response = await self.client.ask(request)
+            if isinstance(response, Failure):
+                return {"problem": response.reason}
+            try:
+                return parse(response.text, request.schema)
+            except Unparsable as error:
+                if last:
+                    return {"problem": str(error)}
+                request = request.repair(response.text, str(error))
+
+
+def _compared(straight: dict, swapped: dict) -> dict:
+    row = {"problem": straight.get("problem") or swapped.get("problem") or ""}
+    for aspect in ASPECTS:
+        given = straight.get(aspect, ""), swapped.get(aspect, "")
+        if all(given):
+            agreed = given[0] == _SWAPPED[given[1]]
+            row[aspect] = {"A": 1.0, "B": 0.0, "tie": 0.5}[given[0]] if agreed else 0.5
+        else:
+            row[aspect] = np.nan
+        row |= {f"{aspect}_straight": given[0], f"{aspect}_swapped": given[1]}
+    return row
+
+
+def unread(verdicts: pd.DataFrame) -> str:
+    """One sentence: how many verdicts could not be read, and what was wrong most often."""
+    problems = verdicts.loc[verdicts["problem"] != "", "problem"]
+    told = f"{len(problems)} of {len(verdicts)} verdicts could not be read and are not scored"
+    return f"{told}; most often: {problems.mode()[0]}" if len(problems) else f"{told}."
+
+
+def position_bias(compared: pd.DataFrame) -> pd.DataFrame:
+    """How much the order decides, a row an aspect, over the pairs with both verdicts (`n`).
+
+    Shares of pairs: `consistent` (both orders agree), `first` and `second` (the place shown first, or second, won in
+    both orders). `bias` = first - second, with its 95 % interval `low`, `high`: about 0 for a judge without a bias.
+    """
+    rows = []
+    for aspect in ASPECTS:
+        read = compared[compared[aspect].notna()]
+        straight, swapped = read[f"{aspect}_straight"], read[f"{aspect}_swapped"]
+        first, second = (((straight == place) & (swapped == place)).astype(float) for place in ("A", "B"))
+        bias, low, high = interval((first - second).to_numpy())
+        shares = {"consistent": (straight == swapped.map(_SWAPPED)).mean(), "first": first.mean()}
+        row = {"aspect": aspect, "n": len(read), **shares, "second": second.mean()}
+        rows.append({**row, "bias": bias, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def quadratic_kappa(human: np.ndarray, judge: np.ndarray) -> np.ndarray:
+    """Cohen's kappa with quadratic weights along the last axis (Cohen 1968, Psychol. Bull. 70(4)), or nan."""
+    apart = ((human - judge) ** 2).mean(-1)
+    by_chance = human.var(-1) + judge.var(-1) + (human.mean(-1) - judge.mean(-1)) ** 2
+    return 1 - np.divide(apart, by_chance, out=np.full(np.shape(apart), np.nan), where=by_chance > 0)
+
+
+def spearman(human: np.ndarray, judge: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis; nan where one side is constant."""
+    one, other = (rankdata(values, axis=-1) for values in (human, judge))
+    one, other = (ranks - ranks.mean(-1, keepdims=True) for ranks in (one, other))
+    length = np.sqrt((one**2).sum(-1) * (other**2).sum(-1))
+    return np.divide((one * other).sum(-1), length, out=np.full(np.shape(length), np.nan), where=length > 0)
+
+
+def agreement(human: pd.DataFrame, judge: pd.DataFrame, samples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """How far the judge's marks agree with people's, a row a criterion that both tables have.
+
+    Both tables have one row an answer, with the same index; nan where there is no mark. Columns: `criterion`, `n`,
+    `left_out` (answers without a mark on either side), `kappa` (quadratic weights) and `spearman`, each with its 95 %
+    interval (percentile bootstrap over answers). Raises MedComfortError if the answers or all criteria differ.
+    """
+    shared = [name for name in human.columns if name in judge.columns and name not in ("reason", "problem")]
+    if set(human.index) != set(judge.index) or not human.index.is_unique or not shared:
+        raise MedComfortError("agreement needs the same answers, each once, and a common criterion in both tables.")
+    rng, rows = np.random.default_rng(seed), []
+    for name in shared:
+        both = pd.DataFrame({"human": human[name], "judge": judge[name]}).astype(float).dropna()
+        row = {"criterion": name, "n": len(both), "left_out": len(human) - len(both)}
+        drawn = rng.integers(0, max(len(both), 1), (samples, len(both)))
+        for measure, of in (("kappa", quadratic_kappa), ("spearman", spearman)):
+            sides = both["human"].to_numpy(), both["judge"].to_numpy()
+            resampled = of(*(side[drawn] for side in sides)) if len(both) > 1 else np.array([np.nan])
+            known = resampled[~np.isnan(resampled)]
+            low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
+            row |= {measure: float(of(*sides)) if len(both) > 1 else np.nan}
+            row |= {f"{measure}_low": float(low), f"{measure}_high": float(high)}
+        rows.append(row)
+    return pd.DataFrame(rows)
