@@ -144,6 +144,12 @@ def test_claim_files_that_do_not_fit(tmp_path, content, message):
         claims.read(written(tmp_path, content))
 
 
+def test_a_claim_about_models_of_another_run_is_not_tested(tmp_path, scores):
+    path = written(tmp_path, [CLAIM, {**CLAIM, "id": "other", "models": ["orpo"]}])
+    assert {row["id"] for row in claims.evaluate(path, scores)} == {CLAIM["id"]}
+    assert "not both orpo and base" in claims.table(claims.read(path), scores)["note"].iloc[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

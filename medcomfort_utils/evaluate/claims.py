@@ -71,16 +71,18 @@ def read(path: str | Path) -> list[Claim]:
 
 
 def _present(claim: Claim, scores: pd.DataFrame) -> list[str]:
-    """The models of the claim that this run has; MedComfortError if none, or not the one compared with."""
-    have = list(scores["model"].unique())
-    models = [model for model in claim.models if model in have]
-    if not models:
+    """The models of the claim that this run has; none if it lacks the one compared with."""
+    have = set(scores["model"])
+    return [model for model in claim.models if model in have] if claim.against in have else []
+
+
+def _complain(claim: Claim, scores: pd.DataFrame) -> None:
+    have = ", ".join(scores["model"].unique())
+    if claim.against not in set(scores["model"]):
         raise MedComfortError(
-            f"claim {claim.id}: the scores hold none of {', '.join(claim.models)}; they hold {', '.join(have)}."
+            f"claim {claim.id}: the scores hold no model {claim.against} to compare with; they hold {have}."
         )
-    if claim.against not in have:
-        raise MedComfortError(f"claim {claim.id}: the scores hold no model {claim.against} to compare with.")
-    return models
+    raise MedComfortError(f"claim {claim.id}: the scores hold none of {', '.join(claim.models)}; they hold {have}.")
 
 
 def _metric(claim: Claim, scores: pd.DataFrame) -> str | None:
@@ -128,7 +130,7 @@ def _reference(claim: Claim, metric: str, scores: pd.DataFrame) -> float:
 
 def _results(claim: Claim, scores: pd.DataFrame) -> list[dict]:
     models, metric = _present(claim, scores), _metric(claim, scores)
-    if metric is None:
+    if metric is None or not models:
         return []
     differences = {model: paired_difference(scores, model, claim.against, metric, claim.test_set) for model in models}
     differences = {model: values for model, values in differences.items() if not np.isnan(values).all()}
@@ -151,12 +153,19 @@ def evaluate(path: str | Path, scores: pd.DataFrame) -> list[dict]:
     `scores`: the table of `evaluate.statistics`. `estimate` is the mean difference to the reference model with its 95 %
     interval; `p_value` is one-sided (for not_inferior: of a loss as large as the margin), adjusted over the models by
     Holm; `verdict` is supported, not supported or inconclusive. A model that the run lacks has no row, nor has a claim
-    without any value in this corpus. Raises MedComfortError if no model of a claim, or a metric, is in the scores.
+    without any value in this corpus, or whose models this run did not train. Raises MedComfortError if a metric is
+    not in the scores, or the models of no claim are.
     """
-    return [row for claim in read(path) for row in _results(claim, scores)]
+    claims = read(path)
+    rows = [row for claim in claims for row in _results(claim, scores)]
+    if not any(_present(claim, scores) for claim in claims):
+        _complain(claims[0], scores)
+    return rows
 
 
-def _note(claim: Claim, used: str | None) -> str:
+def _note(claim: Claim, used: str | None, models: list[str]) -> str:
+    if not models:
+        return f"not tested: this run has not both {' or '.join(claim.models)} and {claim.against}"
     if used is None:
         return "not tested: no value in this corpus"
     return "" if used == claim.metric else f"{claim.metric} does not apply to this corpus"
@@ -168,5 +177,5 @@ def table(claims: list[Claim], scores: pd.DataFrame) -> pd.DataFrame:
     for claim in claims:
         used = _metric(claim, scores)
         row = claim.model_dump(include={"id", "statement", "origin", "test", "test_set"})
-        rows.append({**row, "metric": used or claim.metric, "note": _note(claim, used)})
+        rows.append({**row, "metric": used or claim.metric, "note": _note(claim, used, _present(claim, scores))})
     return pd.DataFrame(rows)
