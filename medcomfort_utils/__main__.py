@@ -5,6 +5,7 @@ import errno
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from medcomfort_utils import paths, pipeline
 
@@ -39,6 +40,27 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("publish", help="put a run's results into data/results and the README")
     sub.add_argument("--name", default="nano", metavar="RUN", help="the run, and its folder's name (default: nano)")
     sub.set_defaults(run=_publish)
+    sub = commands.add_parser("figures", help="draw every figure and table anew from a folder of results")
+    sub.add_argument("--results", required=True, metavar="DIR", help="a run's folder, such as runs/mine")
+    sub.add_argument("--out", metavar="FOLDER", help="default: runs/figures/, and the name of DIR")
+    sub.set_defaults(run=_figures)
+    sub = commands.add_parser("compare", help="print and draw what differs between two runs")
+    for run in ("run_a", "run_b"):
+        sub.add_argument(run, metavar=run.upper(), help="a name in runs/ or data/results/, or a folder")
+    sub.add_argument("--out", default="runs/compare", metavar="FOLDER", help="default: runs/compare")
+    sub.set_defaults(run=_compare)
+    sub = commands.add_parser("doctor", help="say what will work on this machine, and what to do about the rest")
+    sub.set_defaults(run=_doctor)
+    sub = commands.add_parser("new-profile", help="write a profile for your own corpus, model and rewriter")
+    sub.add_argument("--from", dest="origin", default="smoke", metavar="PROFILE", help="copied from (default: smoke)")
+    sub.add_argument("--source", required=True, metavar="FILE", help="dialogues: a file, or hf:owner/name@REVISION")
+    sub.add_argument("--model", required=True, metavar="ID", help="base model: a folder, or a hub id, ID@REVISION")
+    sub.add_argument("--llm", default="", metavar="URL", help="OpenAI-compatible server that rewrites; else templates")
+    sub.add_argument("--llm-model", default="", metavar="NAME", help="its model (default: the one that it serves)")
+    sub.add_argument("--question-field", default="", metavar="NAME", help="default: detected")
+    sub.add_argument("--answer-field", default="", metavar="NAME", help="default: detected")
+    sub.add_argument("--name", default="", metavar="NAME", help="of the new profile (default: that of the corpus)")
+    sub.set_defaults(run=_new_profile)
     sub = commands.add_parser("build-base", help="train the nano base model from scratch, on a CPU")
     sub.add_argument("--out", default=str(paths.NANO_BASE), metavar="FOLDER", help="default: data/nano_base")
     sub.set_defaults(run=_build_base)
@@ -68,6 +90,41 @@ def _publish(args: argparse.Namespace) -> None:
     from medcomfort_utils.draw import publish  # matplotlib is slow to import, and the other commands need none of it
 
     print("published to", paths.tidy(publish.publish(paths.RUNS / args.name, args.name)))
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from medcomfort_utils.draw import redraw  # matplotlib is slow to import
+
+    out = args.out or paths.RUNS / "figures" / Path(args.results).name
+    files, missing = redraw.redraw(args.results, out)
+    for reason in missing:
+        print("left out:", reason)
+    print(f"{len(files)} figure files, tables and summary.md in", paths.tidy(paths.resolve(out)))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from medcomfort_utils.draw import compare  # matplotlib is slow to import
+
+    print(compare.compare(args.run_a, args.run_b, args.out))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from medcomfort_utils import doctor
+
+    failed = 0
+    for finding in doctor.examine():
+        print(finding, flush=True)
+        failed += finding.state == "fail"
+    if failed:
+        raise paths.MedComfortError(f"{failed} of these checks failed: mend what stands beside `fail`, and ask again.")
+
+
+def _new_profile(args: argparse.Namespace) -> None:
+    from medcomfort_utils import new_profile
+
+    fields = (args.question_field, args.answer_field)
+    path = new_profile.new_profile(args.origin, args.source, args.model, args.llm, args.llm_model, fields, args.name)
+    print(f"{paths.tidy(path)} is written and checked; run it: medcomfort reproduce --profile {path.stem}")
 
 
 def _build_base(args: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ def results_table(results: Results) -> pd.DataFrame:
     models = trained + [model for model in results.models if model in BASELINES]
     table = pd.DataFrame({"Model": [style.label(model) for model in models]})
     for name, asked in columns.items():
-        cells = {row.Index: _cell(row.value, row.low, row.high) for row in results.pooled(*asked).itertuples()}
+        cells = {row.Index: cell(row.value, row.low, row.high) for row in results.pooled(*asked).itertuples()}
         if cells:
             table[name] = [cells.get(model, NONE) for model in models]
     return table
@@ -101,7 +101,8 @@ def _number(value: float, digits: int = 2) -> str:
     return NONE if pd.isna(value) else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
-def _cell(value: float, low: float, high: float, digits: int = 2) -> str:
+def cell(value: float, low: float, high: float, digits: int = 2) -> str:
+    """A value with its interval: "3.91 [3.80, 4.02]", or a dash where there is none."""
     value, low, high = (_number(number, digits) for number in (value, low, high))
     return value if value == NONE else f"{value} [{low}, {high}]"
 
@@ -112,7 +113,7 @@ def _digits(claim: object) -> int:
 
 
 def _difference(claim: object) -> str:
-    return _cell(claim.estimate, claim.low, claim.high, _digits(claim))
+    return cell(claim.estimate, claim.low, claim.high, _digits(claim))
 
 
 def _bounds(name: str, row: object, digits: int = 2) -> dict[str, str]:
