@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 export UNSLOTH_DISABLE_STATISTICS := 1
 test smoke figures refresh: export HF_HUB_OFFLINE := 1
 
-.PHONY: help reproduce test smoke figures publish refresh lab setup clean distclean
+.PHONY: help reproduce test smoke figures paper site publish refresh lab setup clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,13 @@ figures: $(READY) ## figures and tables from the committed results, without a mo
 	@mkdir -p runs/figures
 	$(BIN)/papermill notebooks/04_figures.ipynb runs/figures/04_figures.ipynb \
 	  -p results_dir data/results/nano -p figures_dir figures -p tables_dir paper $(ARGS)
+
+paper: $(READY) ## the paper as PDF, with its numbers renewed (needs latexmk or tectonic)
+	@$(BIN)/python -m medcomfort_utils.draw.paper
+
+site: $(READY) ## README, notebooks, cards and paper as a site to read offline: build/site/index.html
+	rm -rf build/site
+	$(BIN)/python -m sphinx -q -b html -c docs -d build/doctrees . build/site
 
 publish: $(READY) ## commit the last full run: its small results, the README's tables, the figures
 	$(BIN)/medcomfort publish $(ARGS)

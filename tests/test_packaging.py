@@ -29,8 +29,10 @@ TOOLS = {
     "accelerate": "transformers' Trainer",
     "bitsandbytes": "4-bit loading",
     "fastapi": "transformers serve",
+    "furo": "make site",
     "ipykernel": "the notebooks' kernel",
     "jupyterlab": "make lab",
+    "myst-nb": "make site",
     "nbval": "make test",
     "pytest": "make test",
     "ruff": "make test",
@@ -89,7 +91,13 @@ def test_imports_of_tests_are_declared():
 
 
 def test_every_declared_dependency_is_used():
-    used = imports_below("medcomfort_utils") | notebook_imports() | imports_below("tests") | set(TOOLS)
+    used = (
+        imports_below("medcomfort_utils")
+        | notebook_imports()
+        | imports_below("docs")
+        | imports_below("tests")
+        | set(TOOLS)
+    )
     unused = names_of(DECLARED) - used
     assert not unused, f"declared in pyproject.toml, used nowhere: {sorted(unused)}"
 

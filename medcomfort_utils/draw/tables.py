@@ -1,5 +1,6 @@
 """The results as tables and numbers: Markdown for the README and the summary, LaTeX for the paper."""
 
+import re
 from collections.abc import Iterable
 
 import pandas as pd
@@ -55,10 +56,14 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def to_latex(table: pd.DataFrame) -> str:
-    """A booktabs `tabular`, every cell escaped."""
-    header, *rows = [" & ".join(map(escape, line)) + r" \\" for line in [table.columns, *table.to_numpy().tolist()]]
+    """A booktabs `tabular`, every cell escaped; no line breaks within an interval."""
+    header, *rows = [" & ".join(map(_tied, line)) + r" \\" for line in [table.columns, *table.to_numpy().tolist()]]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}"
     return "\n".join([begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _tied(cell: object) -> str:
+    return re.sub(r"\[(\S+), (\S+)\]", r"[\1,~\2]", escape(cell))
 
 
 def escape(text: object) -> str:
@@ -71,10 +76,10 @@ def values_tex(results: Results) -> str:
     values = {f"run.{key}": value for key, value in results.run.items() if isinstance(value, str | int | float)}
     for row in results.table[results.table.seed.isna()].itertuples():
         name = f"{row.model}.{row.test_set}.{row.metric}"
-        values |= {name: _number(row.value), f"{name}.n": row.n} | _bounds(name, row)
+        values |= {name: number(row.value), f"{name}.n": row.n} | _bounds(name, row)
     for row in results.claims.itertuples():
         name = f"claim.{row.id}.{row.model}"
-        estimate = _number(row.estimate, _digits(row))
+        estimate = number(row.estimate, _digits(row))
         values |= {f"{name}.verdict": row.verdict, f"{name}.estimate": estimate, f"{name}.p": _p(row.p_value)}
         values |= _bounds(name, row, _digits(row))
     lines = [rf"\expandafter\def\csname mc.{name}\endcsname{{{escape(value)}}}" for name, value in values.items()]
@@ -96,14 +101,14 @@ def summary_markdown(results: Results, figures: Iterable[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _number(value: float, digits: int = 2) -> str:
+def number(value: float, digits: int = 2) -> str:
     """Rounded, with a true minus sign; what rounds to zero has none."""
     return NONE if pd.isna(value) else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def cell(value: float, low: float, high: float, digits: int = 2) -> str:
     """A value with its interval: "3.91 [3.80, 4.02]", or a dash where there is none."""
-    value, low, high = (_number(number, digits) for number in (value, low, high))
+    value, low, high = (number(each, digits) for each in (value, low, high))
     return value if value == NONE else f"{value} [{low}, {high}]"
 
 
@@ -117,7 +122,7 @@ def _difference(claim: object) -> str:
 
 
 def _bounds(name: str, row: object, digits: int = 2) -> dict[str, str]:
-    return {f"{name}.low": _number(row.low, digits), f"{name}.high": _number(row.high, digits)}
+    return {f"{name}.low": number(row.low, digits), f"{name}.high": number(row.high, digits)}
 
 
 def _p(value: float) -> str:
