@@ -161,24 +161,28 @@ def test_a_missing_record_is_named(cache, tmp_path):
 
 
 def _write(path, start, barrier):
-    barrier.wait(timeout=30)
+    for number in range(start, start + 20):
+        barrier.wait(timeout=60)
+        with Cache(f"{path}-{number - start}") as cache:
+            cache.put_many({key(number): response(f"text {number}"), key(0): response("of all")})
     with Cache(path) as cache:
         for number in range(start, start + 200):
             cache.put_many({key(number): response(f"text {number}")})
 
 
 def test_processes_that_open_and_write_at_once_lose_nothing(tmp_path):
-    """Four processes make the file, all at the same moment, and write to it; half of their keys are the same."""
-    context = multiprocessing.get_context("fork")
+    """Four processes make a file at the same moment, twenty times; then they write to one, half of it the same."""
+    context, path = multiprocessing.get_context("fork"), tmp_path / "cache.sqlite"
     barrier = context.Barrier(4)
-    writers = [
-        context.Process(target=_write, args=(tmp_path / "cache.sqlite", start, barrier)) for start in (0, 100, 200, 300)
-    ]
+    writers = [context.Process(target=_write, args=(path, start, barrier)) for start in (100, 200, 300, 400)]
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(120)
     assert [writer.exitcode for writer in writers] == [0] * 4
-    with Cache(tmp_path / "cache.sqlite") as cache:
+    for turn in range(20):
+        with Cache(f"{path}-{turn}") as cache:
+            assert len(cache) == 5
+    with Cache(path) as cache:
         assert len(cache) == 500
-        assert all(cache.get(key(number)).text == f"text {number}" for number in range(500))
+        assert all(cache.get(key(number)).text == f"text {number}" for number in range(100, 600))

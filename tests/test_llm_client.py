@@ -366,9 +366,10 @@ def test_rows_are_read_lazily(serve, cache):
     assert pulled <= 200 + client.window
 
 
-def test_equal_requests_under_way_are_paid_once(serve, cache):
-    server = serve(lambda call: Reply(str(random.random()), delay=0.05))
-    responses = run(client_for(server, cache), [request(0)] * 20)
+@pytest.mark.parametrize("mode", ["auto", "record"])
+def test_equal_requests_under_way_are_paid_once(serve, cache, mode):
+    server = serve(lambda call: Reply(str(random.random()), delay=0.2))
+    responses = run(client_for(server, cache, mode=mode), [request(0)] * 20)
     assert len(server.calls) == 1
     assert len({response.text for response in responses}) == 1
 
@@ -392,9 +393,10 @@ def test_runs_where_an_event_loop_already_runs(serve, cache):
 
 
 def test_a_client_may_run_again_after_its_limits_have_bitten(serve, cache):
-    client = client_for(serve(), cache, concurrency=4, requests_per_minute=6000, max_tokens_total=10_000)
-    run(client, requests(30))
-    assert len(run(client, requests(60))) == 60
+    """Two calls of 1,000 tokens at most fit into the budget at once, so that others wait; each takes but 15."""
+    client = client_for(serve(), cache, concurrency=4, requests_per_minute=60_000, max_tokens_total=2500)
+    run(client, requests(30, max_tokens=1000))
+    assert len(run(client, requests(60, max_tokens=1000))) == 60
 
 
 def test_requests_a_minute_are_kept(serve, cache):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -25,6 +26,12 @@ FIELDS = {
 COLUMNS = ", ".join(FIELDS)
 TABLE = """(key TEXT PRIMARY KEY, model TEXT NOT NULL, finish_reason TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
 completion_tokens INTEGER NOT NULL, text TEXT NOT NULL) WITHOUT ROWID"""
+SET_UP = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",  # in WAL mode a commit then outlives the process without an fsync
+    f"CREATE TABLE IF NOT EXISTS responses {TABLE}",
+    f"SELECT {COLUMNS} FROM responses LIMIT 0",
+)
 INSERT = f"INSERT INTO {{table}} ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
 OVERWRITE = " ON CONFLICT (key) DO UPDATE SET " + ", ".join(f"{f} = excluded.{f}" for f in list(FIELDS)[1:])
 KEEP = f"{OVERWRITE} WHERE responses.finish_reason = '{FAILED}'"
@@ -43,13 +50,23 @@ class Cache:
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-            for statement in (
-                "PRAGMA journal_mode = WAL",
-                "PRAGMA synchronous = NORMAL",  # in WAL mode a commit then outlives the process without an fsync
-                f"CREATE TABLE IF NOT EXISTS responses {TABLE}",
-                f"SELECT {COLUMNS} FROM responses LIMIT 0",
-            ):
-                self._db.execute(statement)
+            self._set_up()
+
+    def _set_up(self) -> None:
+        """Switch to WAL mode and make the table; SQLite itself does not wait where another process does the same."""
+        deadline = time.monotonic() + PATIENCE
+        for statement in SET_UP:
+            while not self._done(statement, deadline):
+                time.sleep(0.01)
+
+    def _done(self, statement: str, deadline: float) -> bool:
+        try:
+            self._db.execute(statement)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            return False
+        return True
 
     def get(self, key: str) -> Response | None:
         """The recorded response, or None."""

@@ -5,7 +5,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
@@ -93,13 +93,15 @@ class Client:
                 window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), loop))
                 for _ in range(2):  # two out for one in: after a stall results come out and new rows go in
                     if window and (window[0].done() or len(window) * together >= self.window):
-                        yield from self._shown(window.popleft().result(), bar)
+                        yield from self._shown(window.popleft(), bar)
             while window:
-                yield from self._shown(window.popleft().result(), bar)
+                yield from self._shown(window.popleft(), bar)
         self._report()
 
-    def _shown(self, results: list[Result], bar: tqdm) -> Iterator[Result]:
-        for result in results:
+    def _shown(self, future: Future, bar: tqdm) -> Iterator[Result]:
+        while not future.done():
+            wait([future], timeout=1.0)  # not for ever: a Ctrl-C that came just before it would not be seen
+        for result in future.result():
             bar.update()
             yield result
         if not bar.disable:
