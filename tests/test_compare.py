@@ -136,13 +136,6 @@ def test_what_is_no_run_is_said(runs, capsys):
         compare.read_run("plain")
 
 
-def test_runs_with_nothing_in_common_are_not_drawn(runs):
-    run = compare.read_run("plain")
-    other = replace(run.results, table=run.results.table.assign(model="base", metric="perplexity"))
-    with pytest.raises(MedComfortError):
-        compare.figure(run, replace(run, results=other))
-
-
 def test_redrawing_the_committed_results_changes_no_byte(tmp_path):
     files, missing = redraw.redraw(COMMITTED, tmp_path)
     assert not missing and {path.name for path in files} == {path.name for path in FIGURES.iterdir()}

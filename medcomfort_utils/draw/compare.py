@@ -100,8 +100,6 @@ def figure(a: Compared, b: Compared) -> Figure:
     table = differences(a.results, b.results)
     metrics = [metric for metric in _measures(a.results, b.results) if metric in ("comfort", *KNOWLEDGE)]
     models = _models(a.results, b.results)
-    if not (metrics and models):
-        raise MedComfortError(f"{a.name} and {b.name} have no model or no measure in common; nothing is drawn.")
     drawn, axes = style.figure(style.PAGE, (26 + 6.5 * len(models)) / 25.4, columns=len(metrics), sharey=True)
     for panel, metric in zip(axes[0], metrics, strict=True):
         _forest(panel, table[table.metric == metric], models, metric)
