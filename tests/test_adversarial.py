@@ -90,8 +90,8 @@ def test_broken_measures_do_not(scores, broken, failing):
 
 
 def test_a_measure_that_does_not_apply_has_no_row(scores):
-    found = adversarial.table(scores.assign(red_flags_kept=float("nan")), knowledge="facts_covered")
-    assert "red_flags_kept" not in set(found["metric"]) and "facts_covered" in set(found["metric"])
+    found = adversarial.table(scores.assign(red_flags_kept=float("nan")), knowledge="facts_supported")
+    assert "red_flags_kept" not in set(found["metric"]) and "facts_supported" in set(found["metric"])
 
 
 def test_what_is_missing_is_named(scores):

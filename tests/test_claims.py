@@ -83,7 +83,7 @@ def scores():
     parts = [("base", None, 0), ("dpo", 0, 1), ("sft", 0, 2), ("sft", 1, 3)]
     return pd.concat(
         [
-            table_of(m, s, comfort=[w] * 6, facts_kept=few, facts_covered=[0.8] * 6, rouge_l=[0.5] * 6,
+            table_of(m, s, comfort=[w] * 6, facts_kept=few, facts_supported=[0.8] * 6, rouge_l=[0.5] * 6,
                      red_flags_kept=none)
             for m, s, w in parts
         ],
@@ -99,12 +99,12 @@ def test_models_in_order_with_p_adjusted_over_them(tmp_path, scores):
 
 
 def test_another_measure_stands_in_where_few_facts_are_exact(tmp_path, scores):
-    path = written(tmp_path, [{**KEPT, "otherwise": ["facts_covered", "rouge_l"]}])
+    path = written(tmp_path, [{**KEPT, "otherwise": ["facts_supported", "rouge_l"]}])
     assert claims.table(claims.read(path), scores)[["metric", "note"]].values.tolist() == [
-        ["facts_covered", "facts_kept does not apply to this corpus"]
+        ["facts_supported", "facts_kept does not apply to this corpus"]
     ]
     assert claims.evaluate(path, scores)[0]["verdict"] == "supported"
-    scores["facts_covered"] = np.nan
+    scores["facts_supported"] = np.nan
     assert claims.table(claims.read(path), scores)["metric"].item() == "rouge_l"
     scores["facts_kept"] = scores["facts_kept"].where(scores["dialogue_id"] != "002", 0.7)
     assert claims.table(claims.read(path), scores)["metric"].item() == "facts_kept"

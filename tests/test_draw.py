@@ -408,5 +408,5 @@ def test_what_cannot_be_drawn_is_said(results):
     with pytest.raises(MedComfortError, match="gates.csv: no gate was checked"):
         plots.gates(replace(results, gates=results.gates[:0]))
     without = results.table[~results.table.metric.isin(["facts_kept", "rouge_l"])]
-    with pytest.raises(MedComfortError, match="the base has none of facts_kept, facts_covered, rouge_l"):
+    with pytest.raises(MedComfortError, match="the base has none of facts_kept, facts_supported, rouge_l"):
         plots.balance(replace(results, table=without))

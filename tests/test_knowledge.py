@@ -52,14 +52,12 @@ def test_a_softened_red_flag_is_lost():
 def test_no_facts_is_no_score():
     assert math.isnan(knowledge.facts_kept(PLAIN, []))
     assert math.isnan(knowledge.red_flags_kept(PLAIN, []))
-    assert math.isnan(knowledge.facts_covered(PLAIN, ["of the"]))
+    assert knowledge.score([PLAIN], [dialogue()])[["facts_supported", "contradictions"]].isna().all(axis=None)
 
 
-def test_covered_counts_content_words_in_any_order_and_form():
-    fact = "Side effects include headaches and nausea."
-    assert knowledge.facts_covered("Nausea or a headache are known side effects.", [fact]) == 1
-    assert knowledge.facts_covered("Nausea is a known side effect.", [fact]) == 0.75
-    assert knowledge.facts_covered("The and of include.", [fact]) == 0
+def test_facts_in_english_alone_are_looked_for():
+    foreign = knowledge.score([PLAIN], [dialogue(facts=["多喝水"], lang="zh")])
+    assert foreign[["facts_supported", "contradictions"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +84,15 @@ def test_invented_numbers():
     assert knowledge.invented_numbers("Take 400 g for 2 days. 400 g!", allowed) == 2
 
 
-def test_rouge_and_bleu():
+def test_rouge_bleu_and_chrf():
     same = knowledge.rouge(PLAIN, PLAIN)
     longer = knowledge.rouge(f"I am sorry. {PLAIN}", PLAIN)
     assert set(same.values()) == {1.0} and knowledge.bleu(PLAIN, PLAIN) == pytest.approx(100)
     assert longer["rouge_l_recall"] == 1 > longer["rouge_l"] > 0.8
     assert knowledge.rouge("c a", "a b c d")["rouge_l_recall"] == 0.25
     assert knowledge.bleu("Nothing alike here", PLAIN) < 5
+    assert knowledge.chrf(PLAIN, PLAIN) == pytest.approx(100) and knowledge.chrf("Why?", PLAIN) < 5
+    assert knowledge.chrf("tablet", "tablets") > 50 > knowledge.bleu("tablet", "tablets")
     assert all(math.isnan(value) for value in knowledge.rouge("多休息", "多喝水").values())
 
 
@@ -107,15 +107,23 @@ def test_score_gives_a_row_an_answer():
     known = dialogue(facts=FACTS, red_flags=[FLAG])
     scores = knowledge.score([PLAIN, "", "I feel with you, 24 hours a day."], [known] * 3)
     assert list(scores["facts_kept"]) == [1, 0, 0]
+    assert list(scores["facts_supported"]) == [1, 0, 0]
+    assert list(scores["contradictions"]) == [0, 0, 0]
     assert list(scores["red_flags_kept"]) == [1, 0, 0]
     assert list(scores["invented_numbers"]) == [0, 0, 1]
     assert not scores.isna().any().any()
 
 
 def test_facts_in_no_fixed_wording_have_no_exact_score():
-    scores = knowledge.score([PLAIN], [dialogue(facts=[FACTS[0], "Rest is needed."])])
-    assert math.isnan(scores["facts_kept"][0]) and math.isnan(scores["red_flags_kept"][0])
-    assert 0 < scores["facts_covered"][0] < 1
+    free = dialogue(facts=["One aspirin of 75 mg a day.", "Do not smoke."])
+    scores = knowledge.score([PLAIN, PLAIN.replace("75", "300")], [free] * 2)
+    assert scores[["facts_kept", "red_flags_kept"]].isna().all(axis=None)
+    assert list(scores["facts_supported"]) == [0.5, 0] and list(scores["contradictions"]) == [0, 1]
+
+
+def test_a_cosine_is_given_where_a_model_is():
+    scores = knowledge.score([PLAIN, ""], [dialogue()] * 2, similarity=lambda one, other: [float(one == other)])
+    assert list(scores["cosine"]) == [1, 0] and "cosine" not in knowledge.score([PLAIN], [dialogue()])
 
 
 def test_unequal_lists_are_refused():

@@ -11,7 +11,7 @@ from medcomfort_utils.paths import MedComfortError, existing, read_json, tidy
 BASE = "base"
 TUNED = ("sft", "dpo", "kto")  # the models that the claims speak of
 BASELINES = ("original", "template")  # the plain answer and the template rewrite, not models
-KNOWLEDGE = ("facts_kept", "facts_covered", "rouge_l")  # best measure first; a corpus may lack the earlier ones
+KNOWLEDGE = ("facts_kept", "facts_supported", "rouge_l")  # best measure first; a corpus may lack the earlier ones
 
 _COLUMNS = {
     "results.json": ("model", "method", "seed", "test_set", "metric", "value", "low", "high", "n"),

@@ -1,20 +1,22 @@
 """How much of what an answer had to convey it conveys, whether it adds numbers of its own, and its form.
 
-Counting on text alone, without a model: every value can be checked by hand. Meaning is beyond it: a sentence inside a
-denial ("it is not true that ...") still counts as stated.
+Facts in fixed wording are counted exactly; facts in free wording are looked for by `facts.py`. All else is counting on
+text, so that every value can be checked by hand: a fixed sentence inside a denial still counts as stated.
 """
 
 import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF
 
+from medcomfort_utils.evaluate.facts import Similarity, comprehensiveness, contradictions
+from medcomfort_utils.evaluate.facts import fact_support as fact_support  # the measure itself, for those who look here
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
 
@@ -42,11 +44,6 @@ _NUMBER = re.compile(
     rf"(?:[\s-]*(?P<unit>{_ALIASES})(?![a-z]))?(?P<range>\s*(?:-|\u2013|to|or|and)\s*(?=\d))?"
 )
 _LIST_MARK = re.compile(r"^\s*\d+[.)]\s+", re.MULTILINE)
-
-_STOP = """a about after all also although an and any are as at be because been before being both but by can could did
-do does for from had has have he her his how if in include includes including into is it its just may me might more most
-must my no nor not of on or other our she should so some such than that the their them then there these they this those
-through to under until up upon very was we were what when where which while who will with would you your"""
 
 
 def _plain(text: str) -> str:
@@ -78,31 +75,6 @@ def red_flags_kept(answer: str, red_flags: Sequence[str]) -> float:
     return facts_kept(answer, red_flags)
 
 
-_tokenizer = DefaultTokenizer(use_stemmer=True)
-
-
-@lru_cache(maxsize=4096)
-def _stems(text: str) -> frozenset[str]:
-    return frozenset(_tokenizer.tokenize(text))
-
-
-@cache
-def _stop_stems() -> frozenset[str]:
-    return _stems(_STOP)
-
-
-def facts_covered(answer: str, facts: Sequence[str]) -> float:
-    """Share (0-1) of each fact's content words found anywhere in the answer, averaged over the facts.
-
-    For facts in no fixed wording, such as K-QA's `Must_have` (Manes et al. 2024). Soft: it asks for the same words
-    (Porter stems, English only), not for the same statement, so it overrates scattered words and underrates paraphrase;
-    an answer on another subject does not score 0. nan if no fact holds a content word.
-    """
-    content = [stems for stems in (_stems(fact) - _stop_stems() for fact in facts) if stems]
-    found = _stems(answer)
-    return sum(len(stems & found) / len(stems) for stems in content) / len(content) if content else math.nan
-
-
 def _unit(text: str | None) -> str:
     return next((name for name, aliases in _UNITS.items() if re.fullmatch(aliases, text)), "") if text else ""
 
@@ -128,6 +100,7 @@ def invented_numbers(answer: str, allowed_texts: Sequence[str]) -> int:
     return sum(number not in allowed and (bool(number[1]) or number[0] not in values) for number in numbers(answer))
 
 
+_tokenizer = DefaultTokenizer(use_stemmer=False)
 _rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
 
 
@@ -137,7 +110,7 @@ def rouge(answer: str, reference: str) -> dict[str, float]:
     Comfort added to a complete answer lowers F, not recall. All nan if the reference has no word in Latin letters.
     """
     scores = _rouge.score(reference, answer)
-    known = 1.0 if _stems(reference) else math.nan
+    known = 1.0 if _tokenizer.tokenize(reference) else math.nan
     return {
         "rouge_1": scores["rouge1"].fmeasure * known,
         "rouge_2": scores["rouge2"].fmeasure * known,
@@ -147,11 +120,17 @@ def rouge(answer: str, reference: str) -> dict[str, float]:
 
 
 _bleu = BLEU(effective_order=True)
+_chrf = CHRF()
 
 
 def bleu(answer: str, reference: str) -> float:
     """Sentence BLEU (0-100) by sacrebleu (Post 2018), with its smoothing and effective order."""
     return _bleu.sentence_score(answer, [reference]).score
+
+
+def chrf(answer: str, reference: str) -> float:
+    """Sentence chrF (0-100) by sacrebleu (Popovic 2015): character n-grams, so that inflection costs little."""
+    return _chrf.sentence_score(answer, [reference]).score
 
 
 def repetition(answer: str) -> float:
@@ -171,27 +150,42 @@ def _in_fixed_wording(sentences: Sequence[str], reference: str) -> Sequence[str]
     return sentences if facts_kept(reference, sentences) == 1 else ()
 
 
+def _facts(answer: str, dialogue: Dialogue) -> dict[str, float]:
+    """Facts supported and denied; nan where there are none, or none in English."""
+    if dialogue.lang != "en" or not dialogue.facts:
+        return {"facts_supported": math.nan, "contradictions": math.nan}
+    given = [answer], [dialogue.facts]
+    return {"facts_supported": comprehensiveness(*given)[0], "contradictions": contradictions(*given)[0]}
+
+
 def _row(answer: str, dialogue: Dialogue) -> dict[str, float]:
     reference = dialogue.answer
     allowed = [*(message.content for message in dialogue.messages), *dialogue.facts, *dialogue.red_flags]
     return {
         "facts_kept": facts_kept(answer, _in_fixed_wording(dialogue.facts, reference)),
-        "facts_covered": facts_covered(answer, dialogue.facts),
+        **_facts(answer, dialogue),
         "red_flags_kept": red_flags_kept(answer, _in_fixed_wording(dialogue.red_flags, reference)),
         "invented_numbers": invented_numbers(answer, allowed),
         **rouge(answer, reference),
         "bleu": bleu(answer, reference),
+        "chrf": chrf(answer, reference),
         "length_ratio": length_ratio(answer, reference),
         "repetition": repetition(answer),
     }
 
 
-def score(answers: Sequence[str], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
+def score(answers: Sequence[str], dialogues: Sequence[Dialogue], similarity: Similarity | None = None) -> pd.DataFrame:
     """One row of scores for each answer, against the answer, facts and red flags of its source dialogue.
 
-    `facts_kept` and `red_flags_kept` are nan where the source answer itself is not in their wording (K-QA).
+    `facts_kept` and `red_flags_kept` are nan where the source answer itself is not in their wording (K-QA);
+    `facts_supported` (share) and `contradictions` (count) hold for facts in any English wording. With `similarity`,
+    such as `rewrite.support.sentence_similarity`, there is a column `cosine` to the source answer (-1 to 1).
     Raises MedComfortError if the two lists differ in length.
     """
     if len(answers) != len(dialogues):
         raise MedComfortError(f"knowledge.score needs one dialogue an answer, not {len(answers)} and {len(dialogues)}.")
-    return pd.DataFrame([_row(answer, dialogue) for answer, dialogue in zip(answers, dialogues, strict=True)])
+    pairs = list(zip(answers, dialogues, strict=True))
+    table = pd.DataFrame([_row(answer, dialogue) for answer, dialogue in pairs])
+    if similarity:
+        table["cosine"] = [float(similarity([dialogue.answer], [answer])[0]) for answer, dialogue in pairs]
+    return table

@@ -1,0 +1,208 @@
+"""Whether an answer conveys the statements it must convey, in whatever words: a small, transparent measure.
+
+For each pair of an answer and a statement a handful of features between 0 and 1, such as the weighted share of the
+statement's words in the best sentence, and a logistic regression over them. Its weights were learnt by `facts_model.py`
+from data/fact_labels. Words and synonyms, not understanding: a denial in other words ("a waste of time") goes unseen.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from medcomfort_utils.evaluate.concepts import Reading, antonyms, match, polarity, read
+from medcomfort_utils.paths import MedComfortError, read_json
+from medcomfort_utils.rewrite.quantities import numbers, unmatched
+
+WEIGHTS = Path(__file__).with_name("facts_weights.json")
+FREQUENCIES = Path(__file__).with_name("facts_frequencies.json")
+
+CONVEYED = 0.5  # support from which a statement counts as conveyed
+DENIED = 0.4  # share of its words denied or reversed from which a statement that is not conveyed counts as denied
+OPPOSED = 0.2  # what is left of the support if another number, or an antonym, stands in place of the fact's
+MOSTLY = 0.6  # share of the fact's words from which an antonym beside them opposes the fact
+ASKED = 0.7  # weight of a word that the question already holds
+
+# Statements and runs of sentences -> for each statement the cosine similarity of the nearest run, as by
+# rewrite.support.sentence_similarity("all-MiniLM-L6-v2").
+Similarity = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+def fact_support(
+    answers: Sequence[str],
+    facts: Sequence[Sequence[str]],
+    lang: str = "en",
+    questions: Sequence[str] | None = None,
+    similarity: Similarity | None = None,
+) -> list[list[float]]:
+    """The probability (0-1) that each answer conveys each of its own facts; facts of one list share a topic.
+
+    Given `questions`, words that the question holds count less. `similarity` adds a second opinion by meaning.
+    Raises MedComfortError for a language without word lists, unequal lists, and entries that are not text.
+    """
+    return [list(map(_support, rows)) for rows in fact_features(answers, facts, lang, questions, similarity)]
+
+
+def comprehensiveness(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str = "en") -> list[float]:
+    """Share (0-1) of its facts that each answer supports with at least 0.5, K-QA's Comp (Manes et al. 2024).
+
+    nan for an answer without facts.
+    """
+    return [
+        sum(support >= CONVEYED for support in row) / len(row) if row else math.nan
+        for row in fact_support(answers, facts, lang)
+    ]
+
+
+def contradictions(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str = "en") -> list[int]:
+    """How many of its facts each answer denies (K-QA's Hall): a "not", an antonym or another number in their place."""
+    return [sum(map(contradicts, rows)) for rows in fact_features(answers, facts, lang)]
+
+
+def fact_features(
+    answers: Sequence[str],
+    facts: Sequence[Sequence[str]],
+    lang: str = "en",
+    questions: Sequence[str] | None = None,
+    similarity: Similarity | None = None,
+) -> list[list[dict[str, float]]]:
+    """What is compared of each answer and fact, by name: shares (0-1) of the fact's words by weight, or of its numbers.
+
+    `sentence`: in the best sentence, and like the fact affirmed or denied there. `answer`: anywhere. `denied`: in the
+    best two sentences, but affirmed where the fact denies them or the other way round; `reversed`: an antonym stands
+    there instead. `numbers`: given nowhere. `opposed` (0 or 1): none of some kind of the fact's numbers is given, but
+    another of that kind in the best two sentences; or the best sentence holds most of the fact's words, and an antonym.
+    `similarity`, if asked for: the cosine of the nearest sentences.
+    """
+    questions = [""] * len(answers) if questions is None else questions
+    _check(answers, facts, lang, questions)
+    rows = []
+    for answer, listed, question in zip(answers, facts, questions, strict=True):
+        reading, weights = read(answer), _weights(tuple(listed), question)
+        found = [_features(reading, fact, weight) for fact, weight in zip(listed, weights, strict=True)]
+        if similarity and found:
+            alike = similarity(listed, _runs(reading.sentences)) if reading.sentences else [0.0] * len(found)
+            found = [{**features, "similarity": float(value)} for features, value in zip(found, alike, strict=True)]
+        rows.append(found)
+    return rows
+
+
+def _check(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str, questions: Sequence[str]) -> None:
+    if lang != "en":
+        raise MedComfortError(f"lang: facts can be looked for in English ('en') alone, not in {lang!r}.")
+    if isinstance(answers, str) or not len(answers) == len(facts) == len(questions):
+        raise MedComfortError("fact_support needs a list of answers, and a list of facts (and a question) for each.")
+    for position, (answer, listed) in enumerate(zip(answers, facts, strict=True)):
+        if not isinstance(answer, str):
+            raise MedComfortError(f"answers[{position}] must be text, not {type(answer).__name__}.")
+        if isinstance(listed, str) or not all(isinstance(fact, str) for fact in listed):
+            raise MedComfortError(f"facts[{position}] must be a list of texts.")
+
+
+@cache
+def _model(name: str) -> dict[str, float]:
+    return read_json(WEIGHTS, "facts_weights.json")[name]
+
+
+def _support(features: dict[str, float]) -> float:
+    """Logistic regression, the sigmoid of intercept and weighted features, cut down if the answer opposes the fact."""
+    weights = _model("support_with_similarity" if "similarity" in features else "support")
+    score = weights["intercept"] + sum(weights[name] * features[name] for name in weights if name != "intercept")
+    return (OPPOSED if features["opposed"] else 1.0) / (1 + math.exp(-score))
+
+
+def contradicts(features: dict[str, float]) -> bool:
+    """Whether these features tell of a denial: against the fact, and not conveyed all the same."""
+    against = max(features["denied"], features["reversed"]) >= DENIED or bool(features["opposed"])
+    return against and _support(features) < CONVEYED
+
+
+@cache
+def _frequencies() -> dict:
+    return read_json(FREQUENCIES, "facts_frequencies.json")
+
+
+def forget() -> None:
+    """Drop the frequencies and weights read before, for after they were written anew."""
+    for kept in (_frequencies, _model, _rarity, _weights):
+        kept.cache_clear()
+
+
+@lru_cache(maxsize=1 << 16)
+def _rarity(concept: str) -> float:
+    """Square root of the inverse document frequency over the sentences counted by `facts_model.py`."""
+    counted = _frequencies()
+    return math.sqrt(math.log((counted["sentences"] + 1) / (counted["counts"].get(concept, 1) + 1)))
+
+
+@lru_cache(maxsize=256)
+def _weights(facts: tuple[str, ...], question: str) -> list[dict[str, float]]:
+    """For each fact the weights of its concepts: the rarer, and the fewer of the item's facts share it, the higher."""
+    asked = read(question)
+    held = list(map(polarity, facts))
+    shared = Counter(concept for said in held for concept in said)
+    return [{c: _rarity(c) / shared[c] * (ASKED if asked.where(c) else 1.0) for c in sorted(said)} for said in held]
+
+
+def _best(hits: list[tuple[int, float]], sentences: int, length: int) -> tuple[float, int]:
+    """The run of `length` sentences with the most weight of hits: that weight, and the run's bits."""
+    runs = (((1 << length) - 1) << start for start in range(max(sentences - length, 0) + 1))
+    return max(((sum(weight for bits, weight in hits if bits & run), run) for run in runs), key=lambda found: found[0])
+
+
+class _Hit(NamedTuple):
+    """A concept of the fact that the answer holds: its weight, where it stands, and where as the fact has it."""
+
+    weight: float
+    anywhere: int
+    agreeing: int
+
+
+def _hits(reading: Reading, fact: str, weights: dict[str, float]) -> list[_Hit]:
+    denies = polarity(fact)
+    hits = []
+    for concept, weight in weights.items():
+        other, alike = match(reading, concept)
+        if alike:
+            bits = reading.denied if denies[concept] else reading.affirmed
+            hits.append(_Hit(weight * alike, reading.where(other), bits.get(other, 0)))
+    return hits
+
+
+def _features(reading: Reading, fact: str, weights: dict[str, float]) -> dict[str, float]:
+    total, count = sum(weights.values()) or 1.0, len(reading.sentences)
+    hits = _hits(reading, fact, weights)
+    sentence, best = _best([(hit.agreeing, hit.weight) for hit in hits], count, 1)
+    _, near = _best([(hit.anywhere, hit.weight) for hit in hits], count, 2)
+    wanted, missing = numbers(fact), unmatched(fact, reading.sentences)
+    opposite = sentence >= MOSTLY * total and any(_reversed(reading, concept, best) for concept in weights)
+    return {
+        "sentence": sentence / total,
+        "answer": sum(hit.weight for hit in hits) / total,
+        "denied": sum(hit.weight for hit in hits if hit.anywhere & near and not hit.agreeing & near) / total,
+        "reversed": sum(weights[c] for c in weights if _reversed(reading, c, near)) / total,
+        "numbers": len(missing) / len(wanted) if wanted else 0.0,
+        "opposed": float(opposite or _other_number(wanted, missing, reading.run(near))),
+    }
+
+
+def _kinds(found: Iterable[str]) -> set[str]:
+    """The units of some numbers."""
+    return {number.partition(" ")[2] for number in found} - {""}
+
+
+def _other_number(wanted: frozenset[str], missing: Sequence[str], near: list[str]) -> bool:
+    """Whether no number of some kind that the fact wants is given, and the sentences near give another of that kind."""
+    lost = _kinds(missing) - _kinds(wanted.difference(missing))
+    return bool(lost) and not lost.isdisjoint(_kinds(number for sentence in near for number in numbers(sentence)))
+
+
+def _reversed(reading: Reading, concept: str, run: int) -> bool:
+    """Whether the run holds an antonym of the concept in its place."""
+    return not reading.where(concept) & run and any(reading.where(a) & run for a in antonyms().get(concept, ()))
+
+
+def _runs(sentences: Sequence[str]) -> list[str]:
+    return [" ".join(sentences[i : i + n]) for n in (1, 2, 3) for i in range(max(len(sentences) - n, 0) + 1)]
