@@ -454,3 +454,17 @@ def test_fast_enough_for_a_large_corpus():
     start = time.process_time()
     sift(sources, rewrites)
     assert len(rewrites) / (time.process_time() - start) > 500
+
+
+def test_a_prohibition_turned_round_is_lost_whatever_else_goes_on():
+    from medcomfort_utils.rewrite.negation import lost_denials
+
+    assert lost_denials("Do not stop it on your own.", "Stop it on your own. Keep warm.")
+
+
+@pytest.mark.parametrize("text", ["Wait and see if your lips swell.", "Ask a friend if your lips swell."])
+def test_urgent_care_without_a_place_is_care(text):
+    from medcomfort_utils.rewrite.support import same_care
+
+    assert not same_care("Seek urgent care if your lips swell.", text)
+    assert same_care("Seek urgent care if your lips swell.", "Go for urgent care if your lips swell up.")

@@ -33,9 +33,10 @@ class Settings:
             raise MedComfortError(f"mode must be one of {', '.join(MODES)}, not '{self.mode}'.")
         if self.concurrency < 1 or self.timeout <= 0:
             raise MedComfortError("concurrency must be at least 1, and timeout above 0.")
-        for name in ("requests_per_minute", "tokens_per_minute", "retries", "max_cost", "max_tokens_total"):
+        limits = ("requests_per_minute", "tokens_per_minute", "retries", "max_cost", "max_tokens_total")
+        for name in (*limits, "price_in", "price_out"):
             if getattr(self, name) < 0:
-                raise MedComfortError(f"{name} must not be negative; 0 sets no limit.")
+                raise MedComfortError(f"{name} must not be negative.")
         if self.max_cost and not (self.price_in or self.price_out):
             raise MedComfortError("max_cost needs price_in and price_out, the prices per million tokens.")
 

@@ -34,6 +34,8 @@ from medcomfort_utils.rewrite.wording import (
 FACT_RECALL = 0.6  # share of a fact's content stems that its window must have
 FLAG_RECALL = 0.65  # the same for a red flag
 QUESTION_RECALL = 0.6  # share of the question's content stems that must survive
+# What tells the patient to take something; "take the next tablet as planned" is caught too, where only the patient named it.
+_ORDERS = re.compile(r"(?<!not )\b(?:take|add|adding|start|try|give|swallow|increase|double|use)\b", re.I)
 SHORTEST = 0.6  # words of a rewritten text for each word of its source, at least
 LONGEST = {"multiturn": (4.0, 100)}  # at most so many times its source, and so many words more
 LONGEST_ELSE = (1.8, 60)
@@ -87,9 +89,12 @@ def drugs_kept(case: Case) -> str:
 
 
 def no_invented_drug(case: Case) -> str:
-    """No medicine that the source dialogue lacks."""
+    """No medicine that the source dialogue lacks, and none that only the patient named is now told to be taken."""
     new = safety.drugs(case.new_question) | safety.drugs(case.new_answer)
-    return _told("invented medicine", sorted(new - safety.drugs(case.question) - safety.drugs(case.answer)))
+    invented = new - safety.drugs(case.question) - safety.drugs(case.answer)
+    patients = safety.drugs(case.new_answer) - safety.drugs(case.answer)
+    told = (safety.drugs(sentence) & patients for sentence in parts(case.new_answer) if _ORDERS.search(sentence))
+    return _told("invented medicine", sorted(invented.union(*told)))
 
 
 def doses_kept(case: Case) -> str:

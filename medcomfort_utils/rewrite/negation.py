@@ -124,7 +124,7 @@ def _same(denial: Denial, other: Denial, around: frozenset[str]) -> bool:
 def _goes_on(denial: Denial, segment: str) -> bool:
     """Whether "do not stop X" has become "keep taking X"."""
     rest = denial.stems - {"stop"}
-    if rest == denial.stems or _listed("going_on").isdisjoint(tokens(segment)):
+    if not rest or rest == denial.stems or _listed("going_on").isdisjoint(tokens(segment)):
         return False
     return len(rest & content(segment)) >= AGREE * len(rest)
 

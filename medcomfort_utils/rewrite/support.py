@@ -92,14 +92,18 @@ def _care() -> dict[str, frozenset[str]]:
 
 
 def same_care(flag: str, text: str) -> bool:
-    """Whether one window of `text` sends to the same care as the red flag: emergency care, or a doctor and how soon."""
+    """Whether one window of `text` sends to the same care as the red flag: emergency care, or a doctor, and how soon.
+
+    True for a flag that names none of these.
+    """
     said = set(tokens(flag))
-    kind = "emergency" if said & _care()["emergency"] else "doctor"
-    wanted = [kind] if kind == "emergency" or not said & _care()["soon"] else [kind, "soon"]
+    wanted = [name for name in ("emergency", "doctor", "soon") if said & _care()[name]]
+    if "emergency" in wanted:  # the place says how soon
+        wanted = ["emergency"]
     stems = content(flag)
     near = [
         set().union(*map(tokens, run))
         for run, found in zip(windows(text), _window_stems(text), strict=True)
         if 2 * len(stems & found) >= len(stems)
     ]
-    return not said & _care()[kind] or any(all(words & _care()[name] for name in wanted) for words in near)
+    return not wanted or any(all(words & _care()[name] for name in wanted) for words in near)
