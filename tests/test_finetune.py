@@ -9,29 +9,23 @@ import math
 import os
 import random
 import re
-import resource
 import shutil
-import subprocess
 import sys
-from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 from conftest import turn
+from finetuning import BOTH, EACH, HYPER, fit, notes, rows_of, same_weights, small_disk, undisturbed
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medcomfort_utils import paths
-from medcomfort_utils.finetune import engine, examples, nano, trainers
+from medcomfort_utils.finetune import engine, examples, hyperparameters, nano, trainers
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.rewrite import clinic
-
-HYPER = trainers.hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
-RANKS = {"lora": 4, "full": 0}
-BOTH = pytest.mark.parametrize("way", RANKS)
-EACH = pytest.mark.parametrize("method", examples.METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -39,42 +33,9 @@ def tokenizer(tiny):
     return engine.load_tokenizer(tiny)
 
 
-def rows_of(method, rewrites, seed=0):
-    return examples.rows_for(method, rewrites, seed, against=["original", "comfort_only"])
-
-
-def fit(method, way, rewrites, base, folder, seed=0, hyper=HYPER):
-    """One run of a few steps; the curves."""
-    return trainers.train(method, rows_of(method, rewrites, seed), hyper, seed, base, folder, lora_rank=RANKS[way])
-
-
 @pytest.fixture(scope="module")
 def trained(tiny, rewrites, tmp_path_factory):
-    """Folders of undisturbed runs, each trained once, when a test first asks for it."""
-    folder, curves = tmp_path_factory.mktemp("models"), {}
-
-    def run(method, way):
-        out = folder / f"{method}-{way}-seed0"
-        if out not in curves:
-            curves[out] = fit(method, way, rewrites, tiny, out)
-        return out, curves[out]
-
-    return run
-
-
-@contextmanager
-def small_disk(size):
-    """No file can grow beyond `size` bytes: the operating system refuses it, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def same_weights(one, other):
-    return filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
+    return undisturbed(rewrites, tiny, tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +159,8 @@ def test_a_model_is_loaded_in_its_dtype(tiny, dtype):
 
 def test_the_adapter():
     assert engine.adapter(0, 32) is None
-    lora = engine.adapter(8, 16)
-    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.0)
+    lora = engine.adapter(8, 16, 0.05)
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.05)
     assert lora.target_modules == set(engine.LORA_TARGETS)
 
 
@@ -220,15 +181,15 @@ def test_a_merged_model_is_the_base_with_its_adapter(trained, tiny, tokenizer, m
 
 
 def test_a_model_is_saved_whole_or_not_at_all(tiny, tmp_path):
-    model, tokenizer = engine.load(tiny)
-    engine.save(model, tokenizer, tmp_path / "model", {"training.json": "{}"})
-    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    trained, out, tokenizer = Path(tiny), tmp_path / "model", engine.load_tokenizer(tiny)
+    engine.save(trained, tiny, tokenizer, out, "float32", {"training.json": "{}"})
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "training.json"} <= set(before)
     with pytest.raises(TypeError):
-        engine.save(model, tokenizer, tmp_path / "model", {"training.json": None})
+        engine.save(trained, tiny, tokenizer, out, "float32", {"training.json": None})
     with small_disk(100_000), pytest.raises(MedComfortError, match="model could not be written"):
-        engine.save(model, tokenizer, tmp_path / "model", {})
-    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
+        engine.save(trained, tiny, tokenizer, out, "float32", {})
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert os.listdir(tmp_path) == ["model"]
 
 
@@ -246,7 +207,7 @@ def taught(method, row):
 def test_the_rendered_example_is_what_the_trainer_sees(tiny, rewrites, tmp_path, method):
     rows = rows_of(method, rewrites)
     model, tokenizer = engine.load(tiny)
-    config = trainers.arguments(method, HYPER, 0, tmp_path)
+    config = hyperparameters.arguments(method, HYPER, 0, tmp_path)
     seen = trainers.build(method, model, tokenizer, rows, config, engine.adapter(4, 8)).train_dataset
     assert len(seen) == len(rows)
     for row, real in zip(rows, seen, strict=True):
@@ -276,7 +237,7 @@ def test_token_lengths_and_markdown_of_an_example(tokenizer, rewrites):
     assert "**chosen**" in text and "**rejected**" in text and "&lt;|end|&gt;**" in text
 
 
-UNUSUAL = trainers.Hyper(
+UNUSUAL = hyperparameters.Hyper(
     learning_rate=3e-3, max_steps=40, batch_size=6, accumulation=3, beta=0.37, sft_weight=0.6, desirable_weight=1.3,
     undesirable_weight=0.8, warmup_ratio=0.2, weight_decay=0.07, max_grad_norm=0.4, max_length=77, save_steps=9,
 )  # fmt: skip
@@ -305,15 +266,16 @@ OWN = {
 @EACH
 def test_every_hyper_parameter_reaches_the_trainer(tmp_path, method):
     expected = SHARED | OWN[method]
-    effective = trainers.arguments(method, UNUSUAL, 5, tmp_path)
+    effective = hyperparameters.arguments(method, UNUSUAL, 5, tmp_path)
     assert {name: getattr(effective, name) for name, _ in expected.values()} == dict(expected.values())
     assert (effective.seed, effective.data_seed, effective.report_to) == (5, 5, [])
-    assert set(SHARED).union(*OWN.values()) | {"dtype"} == set(trainers.Hyper.model_fields)
+    elsewhere = {"dtype", "save_dtype", "too_long", "lora_rank", "lora_alpha", "lora_dropout"}
+    assert set(SHARED).union(*OWN.values()) | elsewhere == set(hyperparameters.Hyper.model_fields)
 
 
 def test_the_sft_term_of_dpo(tmp_path):
-    assert trainers.arguments("dpo", UNUSUAL, 0, tmp_path).loss_type == ["sigmoid", "sft"]
-    assert trainers.arguments("dpo", HYPER, 0, tmp_path).loss_type == ["sigmoid"]
+    assert hyperparameters.arguments("dpo", UNUSUAL, 0, tmp_path).loss_type == ["sigmoid", "sft"]
+    assert hyperparameters.arguments("dpo", HYPER, 0, tmp_path).loss_type == ["sigmoid"]
 
 
 @torch.no_grad()
@@ -353,12 +315,11 @@ def test_lora_changes_its_projections_only(trained, tiny, method, way):
 
 
 @EACH
-def test_what_is_kept_beside_the_weights(trained, method):
+def test_what_is_kept_beside_the_weights(trained, tiny, method):
     folder, curves = trained(method, "lora")
     pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), curves)
-    notes = paths.read_json(folder / "training.json", "training")
-    expected = {"model": f"{method}-lora", "method": method, "seed": 0, "lora_rank": 4, **HYPER.model_dump()}
-    assert expected.items() <= notes.items()
+    expected = {"model": f"{method}-lora", "method": method, "seed": 0, "start": tiny} | HYPER.model_dump()
+    assert (expected | {"lora_rank": 4}).items() <= notes(folder).items()
 
 
 @EACH
@@ -370,85 +331,6 @@ def test_one_seed_one_model(trained, tiny, rewrites, tmp_path, method):
     assert not same_weights(folder, tmp_path / "other")
 
 
-class Killed(TrainerCallback):
-    """Ends a run after its third step; a checkpoint lies at the second."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(("method", "way"), [("sft", "lora"), ("dpo", "lora"), ("kto", "lora"), ("dpo", "full")])
-def test_a_killed_run_ends_like_an_undisturbed_one(trained, tiny, rewrites, tmp_path, monkeypatch, method, way):
-    folder, curves = trained(method, way)
-    built, steps = trainers.build, []
-
-    def disturbed(*parts):
-        trainer = built(*parts)
-        trainer.add_callback(Killed)
-        return trainer
-
-    monkeypatch.setattr(trainers, "build", disturbed)
-    with pytest.raises(KeyboardInterrupt):
-        fit(method, way, rewrites, tiny, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
-    (work_dir,) = tmp_path.glob(".model-*")
-    (work_dir / "checkpoint-4").mkdir()  # as if cut short while it was being saved
-    monkeypatch.setattr(trainers, "build", lambda *parts: watched(built(*parts), steps))
-    resumed = fit(method, way, rewrites, tiny, tmp_path / "model")
-    assert steps == [3, 4, 5]
-    assert same_weights(folder, tmp_path / "model") and resumed.equals(curves)
-    assert os.listdir(tmp_path) == ["model"]
-
-
-def watched(trainer, steps):
-    class Count(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            steps.append(state.global_step)
-
-    trainer.add_callback(Count)
-    return trainer
-
-
-def test_the_newest_whole_checkpoint_is_taken(tmp_path):
-    assert trainers.last_checkpoint(tmp_path) is None
-    for step, state in ((2, "{}"), (10, "{}"), (12, ""), (14, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert trainers.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-
-
-def test_a_finished_run_is_repeated_only_if_something_changed(trained, tiny, rewrites, tmp_path, monkeypatch):
-    folder, curves = trained("sft", "full")
-    shutil.copytree(folder, tmp_path / folder.name)
-    built = (tmp_path / folder.name / "model.safetensors").stat().st_mtime_ns
-    again = fit("sft", "full", rewrites, tiny, tmp_path / folder.name)
-    assert (tmp_path / folder.name / "model.safetensors").stat().st_mtime_ns == built
-    pd.testing.assert_frame_equal(again, curves.reset_index(drop=True))
-
-    def begun(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(engine, "load", begun)
-    usual = {"method": "sft", "way": "full", "rewrites": rewrites, "base": tiny, "folder": tmp_path / folder.name}
-    for change in ({"hyper": HYPER.model_copy(update={"beta": 0.2})}, {"rewrites": rewrites[4:]}, {"way": "lora"}):
-        with pytest.raises(KeyboardInterrupt):
-            fit(**usual | change)
-    assert same_weights(folder, tmp_path / folder.name)
-
-
-def test_another_base_is_another_signature(tiny, tmp_path):
-    shutil.copytree(tiny, tmp_path / "base")
-    assert trainers.digest(tiny, "") == trainers.digest(str(tmp_path / "base"), "")
-    assert trainers.digest("org/model", "abc") == "org/model@abc"
-    model, _ = engine.load(tiny)
-    with torch.no_grad():
-        next(model.parameters())[0, 0] += 1
-    model.save_pretrained(tmp_path / "base")
-    assert trainers.digest(tiny, "") != trainers.digest(str(tmp_path / "base"), "")
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("learning_rate", 0), ("learning_rate", "fast"), ("learning_rate", float("nan")), ("max_steps", 1.5),
@@ -457,7 +339,7 @@ def test_another_base_is_another_signature(tiny, tmp_path):
 def test_a_bad_hyper_parameter_is_named(name, value):
     given = {"learning_rate": 1e-3, "max_steps": 2, "batch_size": 2, name: value}
     with pytest.raises(MedComfortError, match=rf"^{name}: .*, not {value!r}\.$"):
-        trainers.hyper(**given)
+        hyperparameters.hyper(**given)
 
 
 def test_bad_rows_are_refused(rewrites):
@@ -474,64 +356,3 @@ def test_rows_are_of_the_training_split_and_shuffled_by_seed(rewrites, method):
     assert rows == examples.rows_for(method, rewrites, 0)
     other = examples.rows_for(method, rewrites, 1)
     assert rows != other and sorted(map(str, rows)) == sorted(map(str, other))
-
-
-def test_kto_with_batches_of_one_is_refused(tiny, rewrites, tmp_path):
-    with pytest.raises(MedComfortError, match="batch_size: KTO needs at least 2 examples a batch, not 1"):
-        fit("kto", "lora", rewrites, tiny, tmp_path / "kto", hyper=HYPER.model_copy(update={"batch_size": 1}))
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_disk_that_fills_while_training(tiny, rewrites, tmp_path):
-    with small_disk(100_000), pytest.raises(MedComfortError, match="A checkpoint in .* could not be written"):
-        fit("sft", "full", rewrites, tiny, tmp_path / "sft")
-    assert not (tmp_path / "sft").exists()
-
-
-def test_only_other_seeds_of_the_same_name_are_dropped(tmp_path):
-    kept = ["sft-seed0", "sft-seed10", "sft-wide-seed1", "dpo-seed1", "sft-seeds", "sft-seed1b"]
-    for name in [*kept, "sft-seed1", "sft-seed2"]:
-        (tmp_path / name).mkdir()
-    trainers.drop_other_seeds(tmp_path, "sft", [0, 10])
-    assert sorted(os.listdir(tmp_path)) == sorted(kept)
-
-
-BY_UNSLOTH = """
-import json, sys
-from medcomfort_utils.finetune import engine
-engine.prepare("unsloth")
-from medcomfort_utils.finetune import trainers
-plan = json.load(open("plan.json"))
-for method, rows in plan["rows"].items():
-    hyper = trainers.hyper(learning_rate=3e-3, max_steps=3, batch_size=2, max_length=96)
-    trainers.train(method, rows, hyper, 0, plan["base"], plan["out"] + "/" + method, "unsloth", lora_rank=4)
-"""
-
-
-@pytest.fixture(scope="module")
-def by_unsloth(tiny, rewrites, tmp_path_factory):
-    """Three models trained by Unsloth in a process of its own: importing it changes transformers, PEFT and TRL."""
-    if importlib.util.find_spec("unsloth") is None:
-        pytest.skip("Unsloth is not installed")
-    folder = tmp_path_factory.mktemp("unsloth")
-    plan = {"base": tiny, "out": str(folder), "rows": {m: rows_of(m, rewrites) for m in examples.METHODS}}
-    paths.write_json(folder / "plan.json", plan)
-    options = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(paths.ROOT)}}
-    done = subprocess.run([sys.executable, "-c", BY_UNSLOTH], capture_output=True, text=True, timeout=300, **options)
-    if done.returncode and "Unsloth cannot be imported" in done.stderr:
-        pytest.skip(done.stderr.strip().splitlines()[-1])
-    assert not done.returncode, done.stderr[-2000:]
-    return folder
-
-
-@EACH
-def test_unsloth_trains_what_trl_trains(by_unsloth, trained, tokenizer, method):
-    folder = by_unsloth / method
-    loss = pd.read_csv(folder / "history.csv").query("metric == 'loss'")["value"]
-    assert len(loss) == 3 and loss.map(math.isfinite).all()
-    plain = trained(method, "lora")[1].query("metric == 'loss'")["value"]
-    assert loss.iloc[0] == pytest.approx(plain.iloc[0], abs=1e-3)  # before the first step the engines agree
-    reloaded = logits(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
-    untrained = AutoModelForCausalLM.from_pretrained(tokenizer.name_or_path)
-    assert reloaded.isfinite().all() and not torch.allclose(reloaded, logits(untrained, tokenizer), atol=1e-3)
-    assert PeftModel.from_pretrained(untrained, folder / "adapter").peft_config["default"].r == 4

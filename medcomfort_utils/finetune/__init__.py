@@ -8,4 +8,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow sma
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars have no place among a notebook's outputs
+os.environ.setdefault("TQDM_DISABLE", "1")  # nor has that of DPO's and KTO's reference
 warnings.filterwarnings("ignore", message="IProgress not found")

@@ -6,7 +6,9 @@ the imports inside the functions.
 
 import importlib
 import importlib.util
+import os
 import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -68,27 +70,54 @@ def load_tokenizer(model: str, revision: str = ""):
     return tokenizer
 
 
-def load(model: str, engine: str = "trl", dtype: str = "float32", revision: str = "", max_length: int = 512):
+def load(
+    model: str,
+    engine: str = "trl",
+    dtype: str = "float32",
+    revision: str = "",
+    max_length: int = 512,
+    full: bool = False,
+):
     """(model, tokenizer) from a local folder or hub id, ready to be trained in full or given an adapter.
 
-    `dtype`: float32, bfloat16 or float16. Only safetensors are read and no remote code is run.
+    `dtype`: float32, bfloat16 or float16. `full`: all weights will be trained, which Unsloth wants to know.
+    Only safetensors are read and no remote code is run.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(model, revision)
-    options = {"revision": revision or None, "trust_remote_code": False, "use_safetensors": True}
+    tokenizer, options = load_tokenizer(model, revision), _safe(revision)
     if engine == "unsloth":
         from unsloth import FastLanguageModel
 
         loaded, _ = FastLanguageModel.from_pretrained(
-            source_of(model), dtype=getattr(torch, dtype), max_seq_length=max_length, load_in_4bit=False, **options
+            source_of(model),
+            dtype=getattr(torch, dtype),
+            max_seq_length=max_length,
+            load_in_4bit=False,
+            full_finetuning=full,
+            use_gradient_checkpointing=checkpointing(),
+            use_exact_model_name=True,  # else it takes its own mirror of the hub model, whose commits are others
+            **options,
         )
     else:
+        from transformers import AutoModelForCausalLM
+
         loaded = AutoModelForCausalLM.from_pretrained(source_of(model), dtype=getattr(torch, dtype), **options)
-        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        # one process a GPU under accelerate
+        loaded.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     loaded.config.use_cache = False
     return loaded, tokenizer
+
+
+def _safe(revision: str) -> dict:
+    return {"revision": revision or None, "trust_remote_code": False, "use_safetensors": True}
+
+
+def checkpointing() -> str | bool:
+    """Unsloth's gradient checkpointing: its own (activations wait in the machine's memory) on a GPU, none on a CPU."""
+    import torch
+
+    return "unsloth" if torch.cuda.is_available() else False
 
 
 def adapter(rank: int, alpha: int, dropout: float = 0.0):
@@ -102,28 +131,60 @@ def adapter(rank: int, alpha: int, dropout: float = 0.0):
     )
 
 
-def save(model, tokenizer, out_dir: str | Path, notes: dict[str, str]) -> Path:
-    """Save as safetensors under `out_dir`, atomically, with `notes` (texts by file name) beside the weights.
+def attach(model, lora, seed: int, max_length: int):
+    """The model with the adapter `lora` put on by Unsloth itself.
 
-    An adapter is merged, and kept apart in `adapter/` as well.
+    On a GPU its trainers ignore TRL's `peft_config`: they would train all weights, and say nothing.
+    """
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=LORA_TARGETS,
+        bias="none",
+        use_gradient_checkpointing=checkpointing(),
+        random_state=seed,
+        max_seq_length=max_length,
+    )
+
+
+def save(
+    trained: Path, base: str, tokenizer, out_dir: str | Path, dtype: str, notes: dict[str, str], revision: str = ""
+) -> Path:
+    """Save what a trainer left in `trained` as one whole model under `out_dir`, atomically, safetensors in `dtype`.
+
+    An adapter is merged into `base`, and kept apart in `adapter/` as well. `notes`: texts by file name, put beside.
     """
     from safetensors import SafetensorError
 
     try:
-        return _save(model, tokenizer, out_dir, notes)
+        with replacing(out_dir) as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _write(trained, base, temporary, dtype, revision)
+            tokenizer.save_pretrained(temporary)
+            for name, text in notes.items():
+                (temporary / name).write_text(text, encoding="utf-8")
     except SafetensorError as error:  # what a full disk raises here is no OSError
         raise MedComfortError(f"{tidy(resolve(out_dir))} could not be written: {error}.") from error
-
-
-def _save(model, tokenizer, out_dir: str | Path, notes: dict[str, str]) -> Path:
-    with replacing(out_dir) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if hasattr(model, "peft_config"):
-            model.save_pretrained(temporary / "adapter", selected_adapters=["default"])
-            model = model.merge_and_unload(adapter_names=["default"])
-        model.config.use_cache = True
-        model.save_pretrained(temporary, safe_serialization=True)
-        tokenizer.save_pretrained(temporary)
-        for name, text in notes.items():
-            (temporary / name).write_text(text, encoding="utf-8")
     return resolve(out_dir)
+
+
+def _write(trained: Path, base: str, folder: Path, dtype: str, revision: str) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    alone = (trained / "adapter_config.json").is_file()  # an adapter, not a whole model
+    source, options = (source_of(base), _safe(revision)) if alone else (str(trained), _safe(""))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **options)
+    if alone:
+        files = [path for path in trained.iterdir() if path.name.startswith("adapter_")]
+        (folder / "adapter").mkdir(parents=True)
+        for path in files:
+            shutil.copy(path, folder / "adapter")
+        model = PeftModel.from_pretrained(model, trained).merge_and_unload()
+    model.config.use_cache = True
+    model.save_pretrained(folder)

@@ -10,6 +10,7 @@ from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import REJECTED, Rewrite, to_preference, to_sft, to_unpaired
 
 METHODS = ("sft", "dpo", "kto")
+SIDES = ("completion", "chosen", "rejected")  # the answers that a row may hold
 VIEWS = {"sft": to_sft, "dpo": to_preference, "kto": to_unpaired}
 
 
@@ -35,30 +36,60 @@ def rows_for(
     return [rows[i] for i in order]
 
 
-def rendered(row: dict, tokenizer) -> pd.DataFrame:
-    """One example as the model sees it, a row an answer: the text without and with loss, and their token counts.
+def encoded(row: dict, tokenizer) -> list[tuple[str, list[int], list[int]]]:
+    """(side, tokens without loss, tokens with loss) of each answer in a row, by the model's own chat template.
 
     Raises MedComfortError if the template does not put the answer after the prompt, or if no end token closes it.
     """
-    shown = []
-    for side in ("completion", "chosen", "rejected"):
-        if side not in row:
-            continue
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
-        whole = tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=True)["input_ids"]
+    prompt, found = _tokens(tokenizer, row["prompt"], add_generation_prompt=True), []
+    for side in [side for side in SIDES if side in row]:
+        whole = _tokens(tokenizer, row["prompt"] + row[side])
         target = whole[len(prompt) :]
         if whole[: len(prompt)] != prompt or tokenizer.eos_token_id not in target[-2:]:
             raise MedComfortError(
                 "The chat template must render the answer after its prompt and close it with the end token."
             )
-        texts = [tokenizer.decode(part, skip_special_tokens=False) for part in (prompt, target)]
-        shown.append((side, texts[0], texts[1], len(prompt), len(target)))
+        found.append((side, prompt, target))
+    return found
+
+
+def _tokens(tokenizer, messages: list[dict], **options) -> list[int]:
+    return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+
+
+def rendered(row: dict, tokenizer) -> pd.DataFrame:
+    """One example as the model sees it, a row an answer: the text without and with loss, and their token counts."""
+    shown = [
+        (side, *(tokenizer.decode(part, skip_special_tokens=False) for part in parts), *map(len, parts))
+        for side, *parts in encoded(row, tokenizer)
+    ]
     return pd.DataFrame(shown, columns=["answer", "no loss", "loss", "tokens without", "tokens with"])
 
 
 def token_lengths(rows: list[dict], tokenizer) -> pd.Series:
     """Tokens of prompt and longest answer together, one value an example."""
-    return pd.Series([max(r["tokens without"] + r["tokens with"]) for r in (rendered(row, tokenizer) for row in rows)])
+    return pd.Series([length(encoded(row, tokenizer)) for row in rows], dtype=int)
+
+
+def length(sides: list[tuple[str, list[int], list[int]]]) -> int:
+    """Tokens of the prompt and the longest answer together, of a row that is `encoded`."""
+    return max(len(prompt) + len(target) for _, prompt, target in sides)
+
+
+def side_by_side(rewrites: Sequence[Rewrite], tokenizer, seed: int, **view) -> str:
+    """Markdown of one example of each method as the model sees it; a method that finds none here is left out.
+
+    `view`: balance, target and against, as for `rows_for`.
+    """
+    shown = []
+    for method in METHODS:
+        try:
+            row = rows_for(method, rewrites, seed, **view)[0]
+        except MedComfortError:
+            continue
+        label = {True: ", desirable", False: ", undesirable"}.get(row.get("label"), "")
+        shown.append(f"### {method.upper()}{label}\n\n{as_markdown(rendered(row, tokenizer))}")
+    return "\n\n".join(shown)
 
 
 def as_markdown(example: pd.DataFrame) -> str:
@@ -72,15 +103,3 @@ def as_markdown(example: pd.DataFrame) -> str:
 
 def _visible(text: str) -> str:
     return html.escape(text).replace("*", "\\*").replace("\n", "<br>")
-
-
-def fitting(rows: list[dict], tokenizer, max_length: int) -> list[dict]:
-    """The rows whose tokens fit into `max_length`: a cut answer would teach the model to break off.
-
-    Raises MedComfortError if none does.
-    """
-    lengths = token_lengths(rows, tokenizer)
-    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
-    if not kept:
-        raise MedComfortError(f"max_length: all {len(rows)} examples are longer than {max_length} tokens; raise it.")
-    return kept

@@ -1,25 +1,32 @@
-"""SFT, DPO and KTO by TRL: one table of explicit hyper-parameters, one skeleton, three losses.
+"""SFT, DPO and KTO by TRL: one skeleton, three losses. Several GPUs:
+
+    accelerate launch -m medcomfort_utils.finetune.trainers --profile paper --method sft
 
 Import this module after `engine.prepare`, since it imports TRL.
 """
 
-import hashlib
+import argparse
+import gc
 import json
 import logging
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import set_seed
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
-from medcomfort_utils.finetune import engine
+from medcomfort_utils import paths, profile, records
+from medcomfort_utils.finetune import card, checks, engine, examples, survival
+from medcomfort_utils.finetune.hyperparameters import Hyper, arguments, from_parameters
 from medcomfort_utils.paths import MedComfortError, remove, resolve, tidy
 
 CURVES = (
@@ -33,95 +40,10 @@ CURVES = (
 )
 
 
-class Hyper(BaseModel):
-    """Every hyper-parameter that shapes a run; nothing is left to a library's default. Units are optimiser steps."""
-
-    model_config = ConfigDict(extra="forbid")
-    learning_rate: float = Field(gt=0)
-    max_steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    accumulation: int = Field(1, gt=0)
-    beta: float = Field(0.1, gt=0)  # DPO and KTO: how strongly the reference model holds
-    sft_weight: float = Field(0.0, ge=0)  # DPO: weight of the SFT term on the chosen answer
-    desirable_weight: float = Field(1.0, gt=0)  # KTO
-    undesirable_weight: float = Field(1.0, gt=0)  # KTO
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(512, gt=0)
-    save_steps: int = Field(100, gt=0)
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def hyper(**values) -> Hyper:
-    """Checked hyper-parameters; a MedComfortError names the one that is out of range."""
-    try:
-        return Hyper(**values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise MedComfortError(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, not {problem['input']!r}."
-        ) from error
-
-
-def arguments(method: str, hyper: Hyper, seed: int, work_dir: Path) -> SFTConfig | DPOConfig | KTOConfig:
-    """The trainer's configuration: what the methods share, then what makes the method.
-
-    Raises MedComfortError for KTO with batches of one: it estimates the KL term from mismatched examples of a batch.
-    """
-    if method == "kto" and hyper.batch_size < 2:
-        raise MedComfortError(f"batch_size: KTO needs at least 2 examples a batch, not {hyper.batch_size}.")
-    cuda = torch.cuda.is_available()
-    shared = {
-        "output_dir": str(work_dir),
-        "learning_rate": hyper.learning_rate,
-        "max_steps": hyper.max_steps,
-        "per_device_train_batch_size": hyper.batch_size,
-        "gradient_accumulation_steps": hyper.accumulation,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": round(hyper.warmup_ratio * hyper.max_steps),
-        "weight_decay": hyper.weight_decay,
-        "max_grad_norm": hyper.max_grad_norm,
-        "optim": "adamw_torch",
-        "max_length": hyper.max_length,
-        "gradient_checkpointing": cuda,
-        "bf16": cuda and hyper.dtype == "bfloat16",
-        "fp16": cuda and hyper.dtype == "float16",
-        "use_cpu": not cuda,
-        "seed": seed,
-        "data_seed": seed,
-        "save_strategy": "steps",
-        "save_steps": hyper.save_steps,
-        "save_total_limit": 2,
-        "logging_strategy": "steps",
-        "logging_steps": max(1, hyper.max_steps // 40),
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": cuda,
-        "remove_unused_columns": False,
-    }
-    if method == "sft":
-        return SFTConfig(**shared, completion_only_loss=True, packing=False)
-    if method == "dpo":
-        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, hyper.sft_weight]}
-        losses = losses if hyper.sft_weight else {"loss_type": ["sigmoid"], "loss_weights": [1.0]}
-        return DPOConfig(**shared, **losses, beta=hyper.beta, disable_dropout=True, precompute_ref_log_probs=False)
-    return KTOConfig(
-        **shared,
-        loss_type="kto",
-        beta=hyper.beta,
-        desirable_weight=hyper.desirable_weight,
-        undesirable_weight=hyper.undesirable_weight,
-        disable_dropout=True,
-        precompute_ref_log_probs=False,
-        train_sampling_strategy="sequential",
-    )
-
-
 def build(method: str, model, tokenizer, rows: list[dict], arguments, lora=None, reference=None):
     """The TRL trainer of `method`; `reference` is the frozen copy that DPO and KTO compare with in full training.
 
-    With `lora` the reference is the model itself with the adapter switched off.
+    With an adapter (`lora`, or one on the model already) the reference is the model itself, the adapter switched off.
     """
     parts = {
         "model": model,
@@ -138,15 +60,12 @@ def build(method: str, model, tokenizer, rows: list[dict], arguments, lora=None,
         trainer = DPOTrainer(**parts, ref_model=reference)
     else:
         trainer = KTOTrainer(**parts, ref_model=reference)
+    if "ref" in getattr(trainer.model, "peft_config", {}):  # TRL's copy of an untrained adapter, which changes nothing
+        trainer.model.delete_adapter("ref")
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    checks.labels(method, trainer)
     return trainer
-
-
-def last_checkpoint(work_dir: Path) -> str | None:
-    """The newest whole checkpoint: trainer_state.json is written last, so one without it was cut short."""
-    found = [p.parent for p in work_dir.glob("checkpoint-*/trainer_state.json") if p.stat().st_size]
-    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
 def history(trainer) -> pd.DataFrame:
@@ -155,20 +74,6 @@ def history(trainer) -> pd.DataFrame:
         (log["step"], name, float(log[name])) for log in trainer.state.log_history for name in CURVES if name in log
     ]
     return pd.DataFrame(rows, columns=["step", "metric", "value"])
-
-
-def signature(**inputs) -> str:
-    """Sixteen hex digits over everything that shapes a model: same signature, same weights on the same machine."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def digest(model: str, revision: str) -> str:
-    """SHA-256 of a local model's weights, or the hub id with its revision."""
-    source = engine.source_of(model)
-    if not Path(source).is_absolute():
-        return f"{model}@{revision}"
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(source).glob("*.safetensors"))]
-    return " ".join(sums)
 
 
 def train(
@@ -180,53 +85,148 @@ def train(
     out_dir: str | Path,
     engine_name: str = "trl",
     revision: str = "",
-    lora_rank: int = 0,
-    lora_alpha: int = 32,
+    init_from: str = "",
+    report_to: str = "none",
+    data: str = "",
 ) -> pd.DataFrame:
-    """Train one model from `base` on `rows` (of `rows_for`) and save it under `out_dir`; returns its `history`.
+    """Train one model on `rows` (of `rows_for`) from `init_from` or else `base`; returns its `history`.
 
-    `lora_rank` 0 trains all weights. A run that was killed goes on from its last checkpoint; a finished one with the
-    same signature is not repeated. Beside the weights lie `history.csv` and `training.json`, the effective parameters.
+    A run that was killed goes on from its last checkpoint; a finished one with the same signature is not repeated.
+    Under `out_dir`: the whole model, its adapter, README.md (the card), `history.csv`, `training.json` (the effective
+    parameters) and a tracker's `logs/`. `report_to`: a tracker that transformers knows (tensorboard, wandb, ...).
+    `data`: where the rows come from, for the card.
     """
-    out_dir = resolve(out_dir)
-    settings = {
-        "model": out_dir.name.rsplit("-seed", 1)[0],
-        "method": method,
-        "seed": seed,
-        "base": base,
-        "revision": revision,
-    }
-    settings |= {"engine": engine_name, "lora_rank": lora_rank, "lora_alpha": lora_alpha, **hyper.model_dump()}
-    mark = signature(settings=settings, rows=rows, base=digest(base, revision))
-    if is_finished(out_dir, mark):
-        return pd.read_csv(out_dir / "history.csv")
-    work_dir = out_dir.with_name(f".{out_dir.name}-{mark}")
-    config = arguments(method, hyper, seed, work_dir)
+    out_dir, start, revision = resolve(out_dir), init_from or base, "" if init_from else revision
+    rows, hyper = checks.ready(method, rows, engine.load_tokenizer(start, revision), hyper)
+    settings = {"model": out_dir.name.rsplit("-seed", 1)[0], "method": method, "seed": seed, "base": base}
+    settings |= {"start": start, "revision": revision, "engine": engine_name, **hyper.model_dump()}
+    mark = survival.signature(settings=settings, rows=rows, base=survival.digest(start, revision))
+    if not survival.is_finished(out_dir, mark):
+        work_dir = out_dir.with_name(f".{out_dir.name}-{mark}")
+        trainer, used = _fitted(method, rows, hyper, settings, work_dir, report_to)
+        told = {"signature": mark, "examples": len(rows), "data": data, **settings}
+        told |= {"batch_size": used.batch_size, "accumulation": used.accumulation}
+        _finish(trainer, work_dir, out_dir, hyper, told)
+    if PartialState().is_main_process:
+        card.write(out_dir)
+    PartialState().wait_for_everyone()
+    return pd.read_csv(out_dir / "history.csv")
+
+
+def _fitted(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], work_dir: Path, report_to: str):
+    """(trainer, hyper-parameters used): trained to the end, in smaller batches where the GPU's memory asks for it."""
+    while True:
+        try:
+            return _fit(method, rows, hyper, settings, work_dir, report_to), hyper
+        except torch.cuda.OutOfMemoryError as error:
+            if PartialState().num_processes > 1:  # the other processes wait for this one: no way on
+                raise MedComfortError(
+                    "batch_size: a GPU's memory is too small; halve it and double accumulation."
+                ) from error
+        gc.collect()  # outside of the handler, which still held the trainer
+        torch.cuda.empty_cache()
+        hyper = survival.halved(method, hyper)
+
+
+def _fit(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], work_dir: Path, report_to: str):
+    start, engine_name, seed = settings["start"], settings["engine"], settings["seed"]
+    used = {"dtype": hyper.dtype, "revision": settings["revision"], "max_length": hyper.max_length}
     set_seed(seed)
-    model, tokenizer = engine.load(base, engine_name, hyper.dtype, revision, hyper.max_length)
-    lora = engine.adapter(lora_rank, lora_alpha)
-    reference = None if lora or method == "sft" else engine.load(base, "trl", hyper.dtype, revision)[0].eval()
+    lora = engine.adapter(hyper.lora_rank, hyper.lora_alpha, hyper.lora_dropout)
+    model, tokenizer = engine.load(start, engine_name, **used, full=lora is None)
+    if lora and engine_name == "unsloth":
+        model, lora = engine.attach(model, lora, seed, hyper.max_length), None
+    # Where each row is seen more than once, its reference is computed once; then full training needs no frozen copy.
+    # Several processes would look for it in each other's temporary folders.
+    repeated = hyper.max_steps * hyper.batch_size * hyper.accumulation > len(rows)
+    precompute = method != "sft" and repeated and PartialState().num_processes == 1
+    copied = method != "sft" and hyper.lora_rank == 0 and not precompute
+    reference = engine.load(start, "trl", **used)[0].eval() if copied else None
+    config = arguments(method, hyper, seed, work_dir, report_to, precompute)
     trainer = build(method, model, tokenizer, rows, config, lora, reference)
+    survival.check_disk(trainer.model, tokenizer, hyper, work_dir)
+    survival.stop_at_nan(trainer, work_dir)
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
+        trainer.train(resume_from_checkpoint=survival.last_checkpoint(work_dir))
+        trainer.save_model(str(work_dir / "trained"))  # by all processes: a sharded model is gathered
     except (OSError, SafetensorError) as error:
         raise MedComfortError(f"A checkpoint in {tidy(work_dir)} could not be written or read: {error}.") from error
-    curves = history(trainer)
-    notes = {"training.json": json.dumps({"signature": mark, "examples": len(rows), **settings}, indent=1) + "\n"}
-    engine.save(trainer.model, tokenizer, out_dir, {**notes, "history.csv": curves.to_csv(index=False)})
-    remove(work_dir)
-    return curves
+    return trainer
 
 
-def is_finished(out_dir: Path, mark: str) -> bool:
-    """Whether `out_dir` already holds the model of this signature."""
-    notes = out_dir / "training.json"
-    return notes.is_file() and json.loads(notes.read_text(encoding="utf-8"))["signature"] == mark
+def _finish(trainer, work_dir: Path, out_dir: Path, hyper: Hyper, told: dict[str, Any]) -> None:
+    """Put the whole model in its place, by the main process; the others wait."""
+    if trainer.accelerator.is_main_process:
+        notes = {
+            "training.json": json.dumps(told, indent=1) + "\n",
+            "history.csv": history(trainer).to_csv(index=False),
+        }
+        dtype = hyper.save_dtype or hyper.dtype
+        tokenizer = trainer.processing_class
+        engine.save(work_dir / "trained", told["start"], tokenizer, out_dir, dtype, notes, told["revision"])
+        if (work_dir / "runs").is_dir():  # where TensorBoard's events were written
+            shutil.move(work_dir / "runs", out_dir / "logs")
+        remove(work_dir)
+    trainer.accelerator.wait_for_everyone()
 
 
-def drop_other_seeds(models_dir: str | Path, name: str, seeds: Sequence[int]) -> None:
-    """Remove models of this name left by a run with other seeds, which an evaluation would take for its own."""
-    kept = {f"{name}-seed{seed}" for seed in seeds}
-    for folder in resolve(models_dir).glob(f"{name}-seed*"):
-        if folder.name not in kept and folder.name[len(name) + 5 :].isdigit():
-            remove(folder)
+def train_seeds(parameters: dict[str, Any], engine_name: str) -> pd.DataFrame:
+    """Train one model a seed, as the parameters of 02_finetune say; returns their curves (model, method, seed, ...).
+
+    Models of other seeds under the same name are removed. Beside the models lies `<name>.json`, the parameters.
+    """
+    given = parameters | {"name": parameters["name"] or parameters["method"]}
+    method, name, out_dir = given["method"], given["name"], resolve(given["out_dir"])
+    rewritten, hyper = records.read_records(given["rewrites"], records.Rewrite), from_parameters(given)
+    view = {key: given[key] for key in ("balance", "target", "against")}
+    curves = []
+    for seed in given["seeds"]:
+        rows = examples.rows_for(method, rewritten, seed, **view)
+        base, init = given["base"].format(seed=seed), given["init_from"].format(seed=seed)
+        options = {"init_from": init, "report_to": given["report_to"], "data": described(given["rewrites"], rewritten)}
+        folder = out_dir / f"{name}-seed{seed}"
+        run = train(method, rows, hyper, seed, base, folder, engine_name, given["revision"], **options)
+        curves.append(run.assign(model=name, method=method, seed=seed))
+        if PartialState().is_main_process:
+            _leave(folder, given["push_to_hub"], seed)
+    if PartialState().is_main_process:
+        survival.drop_other_seeds(out_dir, name, given["seeds"])
+        paths.write_json(out_dir / f"{name}.json", {"parameters": parameters, "versions": paths.package_versions()})
+    return pd.concat(curves, ignore_index=True)
+
+
+def _leave(folder: Path, repository: str, seed: int) -> None:
+    print("saved", tidy(folder))
+    if repository:
+        print("pushed to", card.push(folder, repository.format(seed=seed)))
+
+
+def described(path: str | Path, rewrites: Sequence[records.Rewrite]) -> str:
+    """Where the training data comes from and who wrote it, in one phrase for the model card."""
+    writers = sorted({f"{r.backend} {r.model} (prompts {r.prompt_version})" for r in rewrites})
+    return f"{tidy(resolve(path))}, rewritten by {', '.join(writers)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the steps of a profile that use these methods, by plain TRL, in as many processes as were launched."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m medcomfort_utils.finetune.trainers")
+    parser.add_argument("--profile", required=True, metavar="NAME_OR_PATH")
+    parser.add_argument("--method", required=True, nargs="+", choices=examples.METHODS)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="STEP.PARAM=VALUE")
+    parser.add_argument("--name", metavar="RUN", help="the run's own folder, runs/RUN (default: the profile's name)")
+    given = parser.parse_args(argv)
+    try:
+        run = profile.load(given.profile, given.settings, given.name)
+        steps = [step for step in run.steps if step.parameters.get("method") in given.method]
+        if not steps:
+            raise MedComfortError(f"{run.profile} trains no model by {', '.join(given.method)}.")
+        for step in steps:
+            train_seeds(run.filled(step.parameters), engine.prepare("trl"))
+    except MedComfortError as error:
+        print(f"medcomfort: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

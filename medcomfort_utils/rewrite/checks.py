@@ -34,7 +34,7 @@ from medcomfort_utils.rewrite.wording import (
 FACT_RECALL = 0.6  # share of a fact's content stems that its window must have
 FLAG_RECALL = 0.65  # the same for a red flag
 QUESTION_RECALL = 0.6  # share of the question's content stems that must survive
-# What tells the patient to take something; "take the next tablet as planned" is caught too, where only the patient named it.
+# What tells the patient to take something; "take the next dose of it" is caught too if only the patient named it.
 _ORDERS = re.compile(r"(?<!not )\b(?:take|add|adding|start|try|give|swallow|increase|double|use)\b", re.I)
 SHORTEST = 0.6  # words of a rewritten text for each word of its source, at least
 LONGEST = {"multiturn": (4.0, 100)}  # at most so many times its source, and so many words more

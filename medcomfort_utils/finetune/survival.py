@@ -1,0 +1,142 @@
+"""How a long training survives: checkpoints, NaN, a full disk, too little GPU memory; and what is not done twice."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from medcomfort_utils.finetune import engine
+from medcomfort_utils.finetune.hyperparameters import Hyper
+from medcomfort_utils.paths import MedComfortError, remove, resolve, tidy
+
+KEPT = 2  # checkpoints kept; while a new one is written, there is one more
+
+
+def last_checkpoint(work_dir: Path) -> str | None:
+    """The newest whole checkpoint: trainer_state.json is written last, so one without it was cut short."""
+    found = [p.parent for p in work_dir.glob("checkpoint-*/trainer_state.json") if p.stat().st_size]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+class NoPoisonedCheckpoint(TrainerCallback):
+    """Ends a run whose weights are no longer finite before they are saved: the last checkpoint is a good one."""
+
+    def __init__(self, work_dir: Path):
+        self.work_dir = work_dir
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Look at the trained weights where a checkpoint is due."""
+        if control.should_save and not all(_finite(p) for p in model.parameters() if p.requires_grad):
+            raise diverged("the weights are no longer finite", state.global_step, self.work_dir)
+
+
+def _finite(parameter: torch.Tensor) -> bool:
+    own = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # this process' share, if sharded
+    return bool(own.isfinite().all())
+
+
+def stop_at_nan(trainer, work_dir: Path) -> None:
+    """Make the trainer end with one sentence at the first loss that is not finite, and save no weights that are not."""
+    compute = trainer.compute_loss
+
+    def checked(*inputs, **options):
+        outcome = compute(*inputs, **options)
+        loss = outcome[0] if isinstance(outcome, tuple) else outcome
+        if not bool(torch.isfinite(loss).all()):
+            raise diverged(f"the loss is {loss.detach().mean().item()}", trainer.state.global_step + 1, work_dir)
+        return outcome
+
+    trainer.compute_loss = checked
+    trainer.add_callback(NoPoisonedCheckpoint(work_dir))
+
+
+def diverged(what: str, step: int, work_dir: Path) -> MedComfortError:
+    """The sentence for a run that diverged; names the last good checkpoint."""
+    good = last_checkpoint(work_dir)
+    kept = f"the last good checkpoint is {tidy(good)}" if good else "there was no checkpoint yet"
+    return MedComfortError(
+        f"Step {step}: {what}, so training stopped; {kept}. Lower learning_rate, or take bfloat16 in place of float16."
+    )
+
+
+def halved(method: str, hyper: Hyper) -> Hyper:
+    """After too little GPU memory: half the batch, twice the accumulation, so the same examples a step; said aloud.
+
+    KTO estimates its KL term within a batch, so a smaller one changes its loss.
+    Raises MedComfortError where the batch cannot be halved.
+    """
+    least = 4 if method == "kto" else 2
+    if hyper.batch_size < least or hyper.batch_size % 2:
+        raise MedComfortError(
+            f"batch_size: the GPU's memory is too small for batches of {hyper.batch_size}, and they cannot be halved; "
+            "lower max_length or lora_rank, or take a smaller base model."
+        )
+    smaller = {"batch_size": hyper.batch_size // 2, "accumulation": hyper.accumulation * 2}
+    print(
+        f"The GPU's memory is too small for batches of {hyper.batch_size}: going on with {smaller['batch_size']} "
+        f"examples a batch and {smaller['accumulation']} batches a step, the same examples a step as before"
+        + ("; KTO's estimate of KL, made within a batch, changes." if method == "kto" else ".")
+    )
+    return hyper.model_copy(update=smaller)
+
+
+def bytes_to_write(model, tokenizer, hyper: Hyper) -> int:
+    """About how many bytes a training has on the disk at its peak.
+
+    A checkpoint holds the trained weights and AdamW's two numbers for each; at the end the trainer's own copy of what
+    was trained stands beside the model that comes out, until that is whole.
+    """
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    frozen = [p for p in parameters if not p.requires_grad]  # some where an adapter is trained, else none
+    weights = sum(p.numel() * p.element_size() for p in trained)
+    tokens = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode())  # the tokenizer lies beside each copy
+    checkpoints = min(KEPT + 1, math.ceil(hyper.max_steps / hyper.save_steps))
+    size = torch.finfo(getattr(torch, hyper.save_dtype or hyper.dtype)).bits // 8
+    whole = sum(p.numel() for p in frozen or trained) * size + (weights if frozen else 0)
+    return checkpoints * (3 * weights + tokens) + (weights + tokens) + (whole + tokens)
+
+
+def check_disk(model, tokenizer, hyper: Hyper, out_dir: Path) -> None:
+    """Raise MedComfortError before training starts if the disk has no room for what will be written."""
+    needed = bytes_to_write(model, tokenizer, hyper)
+    there = next(folder for folder in out_dir.parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise MedComfortError(
+            f"out_dir: about {needed / 1e9:.2f} GB will be written under {tidy(out_dir.parent)}, and "
+            f"{free / 1e9:.2f} GB are free there; make room, or choose another out_dir."
+        )
+
+
+def signature(**inputs) -> str:
+    """Sixteen hex digits over everything that shapes a model: same signature, same weights on the same machine."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def digest(model: str, revision: str) -> str:
+    """SHA-256 of a local model's weights, or the hub id with its revision."""
+    source = engine.source_of(model)
+    if not Path(source).is_absolute():
+        return f"{model}@{revision}"
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(source).glob("*.safetensors"))]
+    return " ".join(sums)
+
+
+def is_finished(out_dir: Path, mark: str) -> bool:
+    """Whether `out_dir` already holds the model of this signature."""
+    notes = out_dir / "training.json"
+    return notes.is_file() and json.loads(notes.read_text(encoding="utf-8"))["signature"] == mark
+
+
+def drop_other_seeds(models_dir: str | Path, name: str, seeds: Sequence[int]) -> None:
+    """Remove models of this name left by a run with other seeds, which an evaluation would take for its own."""
+    kept = {f"{name}-seed{seed}" for seed in seeds}
+    for folder in resolve(models_dir).glob(f"{name}-seed*"):
+        if folder.name not in kept and folder.name[len(name) + 5 :].isdigit():
+            remove(folder)
