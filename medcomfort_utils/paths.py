@@ -1,5 +1,6 @@
 """Where things lie, and how files are written so that a crash never leaves half of one."""
 
+import glob
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -59,6 +61,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         try:
             yield temporary
             if temporary.is_dir() and path.is_dir():
@@ -68,6 +71,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
             remove(temporary)
     except OSError as error:
         raise MedComfortError(f"{tidy(path)} could not be written: {error.strerror or error}.") from error
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left half-written for `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{path.suffix}"):
+        pid = left.name.removeprefix(f".{path.name}.").split(".")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            remove(left)
 
 
 def remove(path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections import Counter
 
 import pandas as pd
@@ -229,3 +230,10 @@ def test_broken_json_is_named_with_its_line(tmp_path):
     path = paths.write_text(tmp_path / "results.json", '{\n "a": 1,\n "b": \n}\n')
     with pytest.raises(MedComfortError, match=r"results: .*results\.json is not valid JSON at line 4"):
         paths.read_json(path, "results")
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    gone, alive = tmp_path / ".a.txt.99999999.tmp.txt", tmp_path / f".a.txt.{os.getppid()}.tmp.txt"
+    gone.write_text("half"), alive.write_text("half")
+    paths.write_text(tmp_path / "a.txt", "whole")
+    assert not gone.exists() and alive.exists()

@@ -33,7 +33,8 @@ class LLMRewriter:
     def versions(self, dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, list[Rewrite]]]:
         """Each dialogue with all its versions, in order; a version whose response was unusable brings a failed gate.
 
-        Raises MedComfortError as `Client.run` does, after all dialogues that could be finished.
+        Raises MedComfortError as `Client.run` does, after all dialogues that could be finished. `chain.write` then
+        leaves no files, but the responses are on record, and the next run goes on from there.
         """
         return self.client.run(dialogues, self._of)
 
