@@ -54,6 +54,7 @@ docs/*
 
 data/README
 data/*/README
+data/*/GUIDE
 EXPERIMENTS
 C[HO]*
 ```

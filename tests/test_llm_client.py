@@ -454,6 +454,15 @@ def test_closing_the_iterator_ends_the_calls_and_keeps_what_came(serve, cache):
     assert not [thread for thread in threading.enumerate() if thread.name == "llm"]
 
 
+@pytest.fixture
+def heeding_ctrl_c():
+    """As at a terminal: a shell starts its background jobs with Ctrl-C ignored, and the tests may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_ends_the_calls_and_keeps_what_came(serve, cache):
     server = serve(lambda call: Reply(delay=0 if call.question == "question 0" else 30))
     client = client_for(server, cache)
