@@ -12,10 +12,10 @@ export TOKENIZERS_PARALLELISM := false
 export UNSLOTH_DISABLE_STATISTICS := 1
 test smoke figures refresh: export HF_HUB_OFFLINE := 1
 
-.PHONY: help reproduce test smoke figures paper site publish refresh lab setup clean distclean
+.PHONY: help reproduce test smoke figures paper site screenshots publish refresh lab setup clean distclean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 reproduce: $(READY) ## the whole experiment in small (profile nano): rewrite, fine-tune, evaluate, draw
 	$(BIN)/medcomfort reproduce --profile nano $(ARGS)
@@ -38,6 +38,9 @@ paper: $(READY) ## the paper as PDF, with its numbers renewed (needs latexmk or 
 site: $(READY) ## README, notebooks, cards and paper as a site to read offline: build/site/index.html
 	rm -rf build/site
 	$(BIN)/python -m sphinx -q -b html -c docs -d build/doctrees . build/site
+
+screenshots: site ## the README's pictures of the site and of JupyterLab, anew (needs Chromium)
+	$(BIN)/python tests/screenshots.py
 
 publish: $(READY) ## commit the last full run: its small results, the README's tables, the figures
 	$(BIN)/medcomfort publish $(ARGS)

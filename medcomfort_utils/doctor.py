@@ -16,7 +16,7 @@ import psutil
 from medcomfort_utils import paths, profile
 from medcomfort_utils.llm.server import ADDRESSES, KEYS
 from medcomfort_utils.paths import MedComfortError, tidy
-from medcomfort_utils.profile import Run
+from medcomfort_utils.profile import Step
 
 PYTHON = (3, 11)
 GB = 10**9
@@ -142,39 +142,43 @@ def of_profile(name: str, has_gpu: bool) -> Finding:
         run = profile.load(name)
     except MedComfortError as error:
         return Finding("fail", topic, str(error))
-    lacking = list(dict.fromkeys(_lacking(run, has_gpu)))
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for step in run.steps:
+        for lack in _lacking(step, has_gpu):
+            lacking.setdefault(lack, []).append(step.name)
     if lacking:
-        return Finding("note", topic, f"needs {'; '.join(lacking)}")
+        told = "; ".join(f"{what} ({', '.join(steps)}: {where})" for (what, where), steps in lacking.items())
+        return Finding("note", topic, f"needs {told}")
     return Finding("ok", topic, f"will work here: medcomfort reproduce --profile {name}")
 
 
-def _lacking(run: Run, has_gpu: bool) -> Iterator[str]:
-    for step in run.steps:
-        given = step.parameters
-        if given.get("dtype") in ("float16", "bfloat16") and not has_gpu:
-            yield f"a GPU ({step.name}: dtype {given['dtype']})"
-        if given.get("engine") == "unsloth" and not _installed("unsloth"):
-            yield f"Unsloth ({step.name}: engine unsloth)"
-        if given.get("rewriter") == "llm" and given.get("mode") != "replay" and not _addressed(given):
-            yield f"a server of language models ({step.name}: base_url, or {ADDRESSES[0]} in the environment)"
-        yield from _no_source(str(given.get("source", "")), step.name)
-        yield from _no_base(str(given.get("base", "")), step.name)
+def _lacking(step: Step, has_gpu: bool) -> Iterator[tuple[str, str]]:
+    """What a step asks for that is not here, and the parameter that asks for it."""
+    given = step.parameters
+    if given.get("dtype") in ("float16", "bfloat16") and not has_gpu:
+        yield "a GPU", f"dtype {given['dtype']}"
+    if given.get("engine") == "unsloth" and not _installed("unsloth"):
+        yield "Unsloth", "engine unsloth"
+    if given.get("rewriter") == "llm" and given.get("mode") != "replay" and not _addressed(given):
+        yield "a server of language models", f"base_url, or {ADDRESSES[0]} in the environment"
+    yield from _no_source(str(given.get("source", "")))
+    yield from _no_base(str(given.get("base", "")))
 
 
 def _addressed(given: dict) -> bool:
     return bool(given.get("base_url") or any(os.environ.get(name) for name in ADDRESSES))
 
 
-def _no_source(source: str, step: str) -> Iterator[str]:
+def _no_source(source: str) -> Iterator[tuple[str, str]]:
     if source.startswith("hf:"):
-        yield f"the data set {source.removeprefix('hf:')}, from the network or the hub's cache ({step}: source)"
+        yield f"the data set {source.removeprefix('hf:')}, from the network or the hub's cache", "source"
     elif source not in ("", "clinic") and not paths.resolve(source).exists():
-        yield f"the file {source}, which is not there ({step}: source)"
+        yield f"the file {source}, which is not there", "source"
 
 
-def _no_base(base: str, step: str) -> Iterator[str]:
+def _no_base(base: str) -> Iterator[tuple[str, str]]:
     if base and not base.startswith("${run}") and not paths.resolve(base).exists() and not _cached(base):
-        yield f"the model {base}, from the network ({step}: base)"
+        yield f"the model {base}, from the network", "base"
 
 
 def _cached(model: str) -> bool:

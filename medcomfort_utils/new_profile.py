@@ -26,6 +26,7 @@ HEADER = """\
 # values are those of {origin}, chosen there for another corpus and model: check them, learning rates above all.
 """
 Edits = dict[tuple[int, int], str]  # (from, to) in the text -> what stands there instead
+_ANCHOR = re.compile(r"(?:&\S+\s+)?")
 _COMMENT = re.compile(r"^(\w+): .*?  # (.+)$", re.MULTILINE)
 
 
@@ -167,12 +168,16 @@ def _rebased(node: yaml.MappingNode, base: dict[str, str], text: str) -> Edits:
 
 
 def _set(node: yaml.MappingNode, values: dict[str, str], text: str) -> Edits:
-    """Values put in the place of the old ones, or before the first key; an empty one is not added."""
+    """Values put in the place of the old ones, or before the first key; an empty one is not added.
+
+    An anchor (`&base`) stays, so that what refers to it (`*base`) takes the new value.
+    """
     items, first, edits = _items(node), node.value[0][0].start_mark, {}
     for key, value in values.items():
         if key in items:
             start, end = items[key].start_mark.index, items[key].end_mark.index
-            edits[start, end if node.flow_style else _line_end(text, end)] = _marked(_scalar(value), node)
+            anchor = _ANCHOR.match(text, start)[0]
+            edits[start, end if node.flow_style else _line_end(text, end)] = anchor + _marked(_scalar(value), node)
     new = [_marked(f"{key}: {_scalar(value)}", node) for key, value in values.items() if value and key not in items]
     between = ", " if node.flow_style else f"\n{' ' * first.column}"
     return edits | ({(first.index, first.index): "".join(each + between for each in new)} if new else {})

@@ -1,5 +1,6 @@
 """Chromium without a window, driven over its own DevTools protocol: no driver to install beside the browser."""
 
+import base64
 import itertools
 import json
 import shutil
@@ -27,7 +28,7 @@ def browser(folder):
             address = f"http://127.0.0.1:{_port(folder / 'DevToolsActivePort', process)}/json/new"
             with urllib.request.urlopen(urllib.request.Request(address, method="PUT"), timeout=30) as answer:
                 url = json.load(answer)["webSocketDebuggerUrl"]
-            yield Page(websocket.create_connection(url, suppress_origin=True, timeout=60))
+            yield Page(websocket.create_connection(url, suppress_origin=True, timeout=180))
         finally:
             process.terminate()
 
@@ -73,6 +74,25 @@ class Page:
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def until(self, expression, seconds=120):
+        """Wait until a JavaScript expression is true; returns its value."""
+        deadline = time.monotonic() + seconds
+        while not (found := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"still not so after {seconds} s: {expression}"
+            time.sleep(0.1)
+        return found
+
+    def click(self, element):
+        """Press the left mouse button in the middle of the element that a JavaScript expression gives."""
+        middle = "(box => box?.width && [box.x + box.width / 2, box.y + box.height / 2])"
+        x, y = self.until(f"{middle}(({element})?.getBoundingClientRect())")
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def screenshot(self, path):
+        """What the window shows, as a PNG file."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def _receive(self):
         message = json.loads(self._connection.recv())

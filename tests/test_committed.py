@@ -38,3 +38,4 @@ def test_notebooks_are_whole_and_define_nothing(path):
     outputs = str([cell.outputs for cell in code])
     assert "'stderr'" not in outputs and "'error'" not in outputs
     assert notebook.metadata.kernelspec.name == "python3" and "widgets" not in notebook.metadata
+    assert path.stat().st_size < 1_000_000  # GitHub shows larger ones slowly, or not at all

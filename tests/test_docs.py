@@ -18,6 +18,7 @@ from medcomfort_utils.rewrite import gates, rewriters, sources
 
 PACKAGE = ROOT / "medcomfort_utils"
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 PAGES = ("docs/tutorial.md", "docs/architecture.md", "CONTRIBUTING.md")
 BY_HAND = {"make setup", ". .venv/bin/activate"}  # the one-time set-up, which a test has behind it
@@ -90,6 +91,14 @@ def test_links_and_files_exist(page):
     made = {"notebooks/profiles/example.yaml"}
     absent = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
     assert not absent + [file for file in files if file not in made and not (ROOT / file).exists()]
+
+
+def test_the_readme_shows_each_screenshot_and_says_what_is_on_it():
+    """They are small, and there are no others."""
+    shown = dict(map(reversed, re.findall(r"!\[([^]]{40,})\]\((docs/screenshots/\w+\.png)\)", README)))
+    files = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in (ROOT / "docs/screenshots").iterdir()}
+    assert shown.keys() == files.keys() and len(files) >= 3
+    assert max(files.values()) < 200_000
 
 
 def test_the_example_passes_every_check():

@@ -42,6 +42,7 @@ def states(findings):
 
 def test_this_machine_can_run_the_small_profiles(monkeypatch, capsys):
     put_torch(monkeypatch, available=False)
+    monkeypatch.setattr(doctor, "_cached", lambda model: False)  # transformers cannot be imported beside that torch
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(
@@ -138,6 +139,13 @@ def test_a_profile_tells_what_it_lacks(big, monkeypatch):
         "the model nobody/no-such-model",
     ):
         assert lack in told.told
+
+
+def test_what_several_steps_lack_is_told_once(big):
+    notebook = NOTEBOOKS / "02_finetune.ipynb"
+    big.write_text(f"{big.read_text()}\n  - {{notebook: {notebook}, name: more, parameters: {{dtype: float16}}}}\n")
+    told = doctor.of_profile("big", has_gpu=False).told
+    assert told.count("a GPU") == 1 and "(02_finetune, more: dtype float16)" in told
 
 
 def test_a_profile_that_has_all_will_work(big, monkeypatch):

@@ -52,7 +52,7 @@ def steps(path):
     return {step.name: step.parameters for step in profile.load(path).steps}
 
 
-@pytest.mark.parametrize("origin", ["smoke", "nano"])
+@pytest.mark.parametrize("origin", sorted(path.stem for path in paths.PROFILES.glob("*.yaml")))
 def test_only_corpus_base_and_rewriter_change(origin):
     before, after = steps(origin), steps(new_profile(origin, str(EXAMPLE), "owner/model@abc123", name="mine"))
     assert before.keys() == after.keys()

@@ -1,19 +1,20 @@
 """The site: built offline from what is committed, every link and image there, readable on a telephone."""
 
+import re
+import runpy
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import shown
 from browser import CHROMIUM, MISSING, browser
 from lxml import html
 
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
 
-PAGES = ("index", "EXPERIMENTS", "docs/paper", "data/README", "data/medcomfort_mini/README", "data/nano_base/README",
+PAGES = ("index", "EXPERIMENTS", "docs/paper", "docs/architecture", "docs/tutorial",
+         "data/README", "data/medcomfort_mini/README", "data/nano_base/README",
          *(f"notebooks/{path.stem}" for path in sorted(NOTEBOOKS.glob("0*.ipynb"))))  # fmt: skip
 TELEPHONE = 390  # CSS pixels
 
@@ -42,11 +43,8 @@ def trees(site):
 @pytest.fixture(scope="module")
 def address(site):
     """The site on a server of this machine alone."""
-    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=site)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with shown.site(site) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +102,28 @@ def test_notebooks_show_their_outputs_and_formulas(trees):
         assert tree.xpath("//*[contains(@class, 'cell_output')]")
     assert of["02_finetune"].xpath("//math")
     assert not [name for name, tree in of.items() if "\\mathcal" in "".join(tree.xpath("//article//text()"))]
+
+
+def test_every_picture_says_what_it_shows(trees):
+    """A notebook's picture by its cell's metadata (mystnb, image, alt), a page's in its Markdown."""
+    silent = [f"{name}: {image.get('src')}" for name, tree in trees.items() for image in tree.xpath("//article//img")
+              if len(image.get("alt", "")) < 20 or image.get("alt") == image.get("src")]  # fmt: skip
+    assert silent == []
+
+
+def test_the_picture_of_imports_is_drawn(trees):
+    [drawn] = next(tree for name, tree in trees.items() if name.stem == "architecture").xpath("//article//svg[@role]")
+    told = re.findall(r"^ +(\w+) --> (\w+)$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert set(drawn.xpath(".//text/text()")) == {name for edge in told for name in edge}
+    assert len(drawn.xpath("./path")) == len(told)
+    assert drawn.get("aria-label").count(" to ") == len(told)
+
+
+def test_arrows_in_a_circle_cannot_be_drawn():
+    svg = runpy.run_path(str(ROOT / "docs/diagram.py"))["svg"]
+    assert svg("a --> b\nb --> c").count("<rect") == 3
+    with pytest.raises(ValueError, match="c --> a --> b --> c|a --> b --> c --> a|b --> c --> a --> b"):
+        svg("a --> b\nb --> c\nc --> a")
 
 
 def test_the_paper_can_be_had(site, trees):
