@@ -31,6 +31,7 @@ COLUMNS = {"rows_per_second": "10.0f", "cpu_ms_per_row": "11.2f", "peak_mb": "8.
 ANSWER = json.dumps({"answer": "I hear how much this worries you. Rest, drink, and see a doctor if it lasts. " * 3})
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 PROMPT = "Rewrite the question of patient {number} so that it shows fear. " * 6
+SERVER = ("fixed", "--text", ANSWER)
 SAMPLING = {"temperature": 0.7, "max_tokens": 300}
 
 DISTILABEL = """
@@ -59,9 +60,9 @@ def request(number: int) -> Request:
 
 
 @contextmanager
-def stub(latency: float) -> Iterator[str]:
-    """The base URL of a server in its own process."""
-    program = [sys.executable, str(ROOT / "tests/servers.py"), "--forget", "--latency", str(latency), "--text", ANSWER]
+def stub(*options: str) -> Iterator[str]:
+    """The base URL of `tests/servers.py` in its own process."""
+    program = [sys.executable, str(ROOT / "tests/servers.py"), *options]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         yield server.stdout.readline().strip()
         server.stdin.close()
@@ -114,7 +115,7 @@ def fresh(url: str, folder: Path, rows: int) -> None:
 
 def replay(folder: Path, rows: int, repeats: int) -> list[dict]:
     """Our client from a full cache."""
-    with Cache(folder / "full.sqlite") as cache, stub(0) as url:
+    with Cache(folder / "full.sqlite") as cache, stub(*SERVER) as url:
         ours(Settings(base_url=url, concurrency=CONCURRENCY), cache, rows)
         settings = Settings(mode="replay", concurrency=CONCURRENCY)
         return [timed(lambda count: ours(settings, cache, count), rows) for _ in range(repeats)]
@@ -123,7 +124,7 @@ def replay(folder: Path, rows: int, repeats: int) -> list[dict]:
 def throughput(rows: int, repeats: int) -> dict[str, dict]:
     """Medians over `repeats` rounds, in which each arm has its turn."""
     rounds: dict[str, list[dict]] = {}
-    with tempfile.TemporaryDirectory() as temporary, stub(LATENCY) as url:
+    with tempfile.TemporaryDirectory() as temporary, stub(*SERVER, "--latency", str(LATENCY)) as url:
         folder = Path(temporary)
         arms = {
             BARE: lambda count: bare(url, count, aiohttp=False),
@@ -149,7 +150,7 @@ def distilabel(python: str | None, rows: int) -> dict | None:
     """
     if not python or subprocess.run([python, "-c", "import distilabel"], capture_output=True).returncode:
         return None
-    with stub(LATENCY) as url, tempfile.TemporaryDirectory() as folder:
+    with stub(*SERVER, "--latency", str(LATENCY)) as url, tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "run.py"
         script.write_text(DISTILABEL.format(prompt=PROMPT))
         command = [python, str(script), url, str(rows), str(CONCURRENCY)]
@@ -168,7 +169,7 @@ def peak_memory(rows: int) -> dict:
 
 def in_memory(rows: int) -> None:
     """The child of `peak_memory`; prints JSON."""
-    with tempfile.TemporaryDirectory() as folder, stub(0) as url, Cache(Path(folder) / "cache.sqlite") as cache:
+    with tempfile.TemporaryDirectory() as folder, stub(*SERVER) as url, Cache(Path(folder) / "cache.sqlite") as cache:
         settings = Settings(base_url=url, concurrency=CONCURRENCY)
         measured = timed(lambda count: ours(settings, cache, count), rows)
     status = Path("/proc/self/status").read_text()

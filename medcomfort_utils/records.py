@@ -84,12 +84,14 @@ class Rewrite(_Conversation):
 
     `condition`: `original` (neutral question, plain answer), `soothing_answer` (neutral question, soothing answer),
     `emotional` (emotional question, soothing answer), `comfort_only` (emotional question, comfort without knowledge:
-    only ever a rejected answer) or `multiturn`. `emotion` is empty for `original`.
+    only ever a rejected answer) or `multiturn`. `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong),
+    where a prompt asked for one.
     """
 
     dialogue_id: str
     condition: Condition
     emotion: str = ""
+    intensity: int | None = None
     lang: str = "en"
     split: Split
     backend: str
@@ -113,19 +115,22 @@ def split_of(source_id: str, test: float = 0.15, validation: float = 0.05) -> Sp
 _TEXT_LIST = pa.list_(pa.string())
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _GATES = pa.list_(pa.struct([("name", pa.string()), ("passed", pa.bool_()), ("reason", pa.string())]))
-_TYPES = {"messages": _MESSAGES, "gates": _GATES}
+_TYPES = {"messages": _MESSAGES, "gates": _GATES, "intensity": pa.int8()}
 _TYPES |= dict.fromkeys(("facts", "red_flags", "emotions"), _TEXT_LIST)
 
 Record = TypeVar("Record", Dialogue, Rewrite)
 
 
 @contextmanager
-def writing(path: str | Path, kind: type[Record], batch: int = 1000) -> Iterator[Callable[[Record], None]]:
+def writing(
+    path: str | Path, kind: type[Record], batch: int = 1000, without: Sequence[str] = ()
+) -> Iterator[Callable[[Record], None]]:
     """Yield a function that adds a record to a parquet file of fixed schema; at most `batch` wait in memory.
 
-    The file takes its place at the end, and only if all went well.
+    The file takes its place at the end, and only if all went well. `without`: fields that it does not hold.
     """
-    schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in kind.model_fields])
+    names = [name for name in kind.model_fields if name not in without]
+    schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])
     waiting: list[dict] = []
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
 

@@ -1,18 +1,31 @@
 """Stand-ins for an OpenAI-compatible server, on 127.0.0.1: one that fails as a script says, one for measuring.
 
-As a program, `python tests/servers.py --latency 0.2` prints its address, answers every call after so many seconds
-with its number, tells at /v1/calls how often each last message was asked, and ends when its standard input does.
+As a program, `python tests/servers.py failing --latency 0.02` prints its address, answers as the script of that name
+does, each call after so many seconds, tells at /v1/calls what it sent, and ends when its standard input does.
 """
 
 import argparse
 import asyncio
+import hashlib
+import itertools
 import json
+import random
+import re
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+FEELINGS = {
+    "fear": "I am so scared.",
+    "sadness": "I am so sad.",
+    "anger": "I am so angry.",
+    "guilt": "I feel so guilty.",
+    "loneliness": "I feel so alone.",
+}
+OPENING = "You sound frightened, and it makes sense that an ache of that length wears you down."
 
 
 @dataclass
@@ -20,6 +33,7 @@ class Reply:
     """One answer of the server; the defaults are a good one."""
 
     text: str | None = "I hear you."
+    model: str = "stub-1"
     status: int = 200
     headers: dict = field(default_factory=dict)
     error: dict | None = None  # the body of a refusal
@@ -36,10 +50,14 @@ class Reply:
         """The body."""
         message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
         choice = {"index": 0, "finish_reason": self.finish_reason, "message": message}
-        good = {"object": "chat.completion", "model": "stub-1", "choices": [choice], "usage": self.usage}
+        good = {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": self.usage}
         return (
             self.body if self.body is not None else json.dumps({"error": self.error} if self.error else good).encode()
         )
+
+    def whole(self) -> bool:
+        """Whether it is a chat completion, and all of it: what a provider takes money for."""
+        return self.status == 200 and self.body is None and not (self.drop or self.cut or self.drip)
 
     def wire(self) -> bytes:
         """The whole HTTP response."""
@@ -51,16 +69,83 @@ class Reply:
 
 @dataclass
 class Call:
-    """A request as the server saw it; `again` counts the earlier ones with the same last message."""
+    """A request as the server saw it; `again` counts the earlier ones with the same messages."""
 
     body: dict
-    headers: dict
-    again: int
-    at: float
+    headers: dict = field(default_factory=dict)
+    again: int = 0
+    at: float = 0.0
 
     @property
     def question(self) -> str:
         return self.body["messages"][-1]["content"]
+
+    @property
+    def name(self) -> str:
+        """What was asked, told from the whole conversation."""
+        return hashlib.sha256(json.dumps(self.body["messages"]).encode()).hexdigest()
+
+    @property
+    def asks_for_question(self) -> bool:
+        """Which of the rewriter's two prompts it is."""
+        return "You rewrite messages" in self.body["messages"][0]["content"]
+
+    def data(self, which: int = 0) -> str:
+        """What stands between the marker lines of a prompt: the question; in the second prompt, 1 is the old answer."""
+        prompt = self.body["messages"][1]["content"]
+        return prompt.split(re.search(r"^====== [0-9a-f]{12} ======$", prompt, re.M)[0])[1::2][which].strip()
+
+
+# Replies that may be better the next time.
+FAULTS = {
+    "429": Reply(status=429, error={"message": "slow down"}),
+    "429 with Retry-After": Reply(status=429, headers={"Retry-After": "0.02"}, error={"message": "slow down"}),
+    "500": Reply(status=500, error={"message": "oops"}),
+    "503 without JSON": Reply(status=503, body=b"<html>overloaded</html>"),
+    "dropped": Reply(drop=True),
+    "cut off": Reply(cut=True),
+    "stalled": Reply(delay=30),
+    "JSON cut off": Reply(body=b'{"choices": [{"mess'),
+    "no choices": Reply(body=b'{"error": {"code": 502}}'),
+    "choices of another kind": Reply(body=b'{"choices": [[1]]}'),
+    "not UTF-8": Reply(body=b'{"choices": "\xff\xfe"}'),
+    "content of another kind": Reply(body=b'{"choices": [{"message": {"content": [1]}}]}'),
+}
+# Whole answers, paid for, that cannot be used.
+USELESS = {
+    "truncated": Reply('{"question": "half of', finish_reason="length"),
+    "wrong schema": Reply('{"wrong": "schema"}'),
+    "a key twice": Reply('{"question": "one", "question": "two", "opening": "a", "opening": "b"}'),
+    "empty": Reply(""),
+    "refusal": Reply(None, refusal="I cannot do that."),
+    "refusal in words": Reply("I'm sorry, but I can't help with that."),
+}
+
+
+def counting() -> Callable[[Call], Reply]:
+    """A script that answers with the number of the call."""
+    numbers = itertools.count()
+    return lambda call: Reply(f"answer {next(numbers)}")
+
+
+def rewriting(call: Call) -> Reply:
+    """A rewriter that does its work: the source's words, with a feeling before them, or with comfort."""
+    if call.asks_for_question:
+        emotion = re.search(r"speaks out of (\w+)", call.body["messages"][0]["content"])[1]
+        said = {"question": f"{FEELINGS[emotion]} {call.data()}"}
+    else:
+        said = {"opening": OPENING, "knowledge": call.data(1), "closing": ""}
+    return Reply(json.dumps(said), model=call.name)
+
+
+def failing(call: Call) -> Reply:
+    """Half of all calls fail, five times a request at most, and half of all answers are of no use, always the same."""
+    rng = random.Random(f"{call.name} {call.again}")
+    if call.again < 5 and rng.random() < 0.5:
+        return rng.choice(list(FAULTS.values()))
+    rng = random.Random(call.name)
+    useless = replace(rng.choice(list(USELESS.values())), model=call.name)
+    return useless if rng.random() < 0.5 else rewriting(call)
 
 
 class _Connection(asyncio.Protocol):
@@ -90,6 +175,8 @@ class _Connection(asyncio.Protocol):
         wire = reply.wire()
         if self.transport.is_closing():
             return
+        if reply.whole():
+            self.server.paid[reply.model] += 1
         if reply.drip:
             self.drip(wire, reply.drip)
         elif not reply.drop:
@@ -106,21 +193,23 @@ class _Connection(asyncio.Protocol):
 class StubServer:
     """Answers as `script(call)` says, in a thread of its own; a context manager.
 
-    `url`: the base URL. `calls`: every Call in order. `asked`: how often each last message came.
-    `busiest`: the most calls that were under way at once.
+    `url`: the base URL. `calls`: every Call in order. `asked`: how often each last message came. `paid`: how often a
+    whole answer went out, by the model's name in it. `busiest`: the most calls that were under way at once.
     """
 
     def __init__(self, script: Callable[[Call], Reply] = lambda call: Reply()):
-        self.script, self.calls, self.asked = script, [], Counter()
+        self.script, self.calls, self.asked, self.paid = script, [], Counter(), Counter()
+        self._again = Counter()
         self.busy = self.busiest = 0
 
     def reply(self, first: str, headers: dict, content: bytes) -> Reply:
         """What to answer to one HTTP request."""
         if first.startswith("GET"):
-            return Reply(body=json.dumps(self.asked).encode())
-        body = json.loads(content)
-        call = Call(body, headers, 0, time.monotonic())
-        call.again, self.asked[call.question] = self.asked[call.question], self.asked[call.question] + 1
+            return Reply(body=json.dumps({"calls": len(self.calls), "paid": self.paid}).encode())
+        call = Call(json.loads(content), headers, at=time.monotonic())
+        call.again = self._again[call.name]
+        self._again[call.name] += 1
+        self.asked[call.question] += 1
         self.calls.append(call)
         return self.script(call)
 
@@ -146,16 +235,27 @@ class StubServer:
         self._loop.close()
 
 
+SCRIPTS = {"counting": counting(), "rewriting": rewriting, "failing": failing}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--latency", type=float, default=0.2, help="seconds until the answer")
-    parser.add_argument("--forget", action="store_true", help="count nothing and answer always the same, for measuring")
-    parser.add_argument("--text", default="I hear you. " * 20, help="that answer")
+    parser.add_argument("script", choices=(*SCRIPTS, "fixed"))
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds until the answer")
+    parser.add_argument("--text", default="", help="the answer of fixed")
+    parser.add_argument("--forget", action="store_true", help="count nothing, for measuring")
     options = parser.parse_args()
-    server = StubServer(lambda call: Reply(f"answer {len(server.calls)}", delay=options.latency))
-    if options.forget:
-        always = Reply(options.text, delay=options.latency)
+
+    def later(reply: Reply) -> Reply:
+        return replace(reply, delay=reply.delay or options.latency)
+
+    server, always = StubServer(), later(Reply(options.text))
+    if options.script == "fixed":
         server.reply = lambda first, headers, content: always
+    elif options.forget:
+        server.reply = lambda first, headers, content: later(SCRIPTS[options.script](Call(json.loads(content))))
+    else:
+        server.script = lambda call: later(SCRIPTS[options.script](call))
 
     async def serve() -> None:
         await server.listen()

@@ -13,7 +13,7 @@ import traceback
 from itertools import islice
 
 import pytest
-from servers import Reply, StubServer
+from servers import FAULTS, Reply, StubServer
 
 from medcomfort_utils.llm import Cache, Client, Failure, Request, Response, Settings, limits, parse
 from medcomfort_utils.llm.server import _key_for
@@ -87,22 +87,6 @@ def test_the_second_time_nothing_is_paid(serve, cache):
     assert [response.text for response in again[:50]] == [response.text for response in first]
     assert [response.cached for response in again] == [True] * 50 + [False] * 10
     assert len(server.calls) == 60
-
-
-FAULTS = {
-    "429": Reply(status=429, error={"message": "slow down"}),
-    "429 with Retry-After": Reply(status=429, headers={"Retry-After": "0.02"}, error={"message": "slow down"}),
-    "500": Reply(status=500, error={"message": "oops"}),
-    "503 without JSON": Reply(status=503, body=b"<html>overloaded</html>"),
-    "dropped": Reply(drop=True),
-    "cut off": Reply(cut=True),
-    "stalled": Reply(delay=1.5),
-    "JSON cut off": Reply(body=b'{"choices": [{"mess'),
-    "no choices": Reply(body=b'{"error": {"code": 502}}'),
-    "choices of another kind": Reply(body=b'{"choices": [[1]]}'),
-    "not UTF-8": Reply(body=b'{"choices": "\xff\xfe"}'),
-    "content of another kind": Reply(body=b'{"choices": [{"message": {"content": [1]}}]}'),
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
@@ -550,13 +534,20 @@ def test_an_estimate_tells_what_is_still_to_pay(serve, cache):
     run(client_for(serve(), cache), requests(40, max_tokens=100))
     client = Client(Settings(price_in=1.0, price_out=10.0), cache)
     estimate = client.estimate(request(number, max_tokens=100) for number in range(1000))
-    assert (estimate.calls, estimate.cached, estimate.completion_tokens) == (960, 40, 96_000)
+    assert (estimate.calls, estimate.cached, estimate.longest_tokens) == (960, 40, 96_000)
     assert estimate.prompt_tokens == 960 * 2 + 60 * 0 + sum(len(f"question {n}") // 4 - 2 for n in range(40, 1000))
-    assert estimate.cost == pytest.approx((estimate.prompt_tokens + 10 * 96_000) / 1e6)
+    assert estimate.completion_tokens == round(estimate.prompt_tokens * 5 / 2), "as long as the 40 on record"
+    assert estimate.cost == pytest.approx((estimate.prompt_tokens + 10 * estimate.completion_tokens) / 1e6)
+    assert estimate.highest_cost == pytest.approx((estimate.prompt_tokens + 10 * 96_000) / 1e6)
     assert "960 calls to make (40 more are in the cache)" in str(estimate)
-    shared = client.estimate((request(number, max_tokens=100) for number in range(1000)), completion_share=0.5)
-    assert shared.completion_tokens == pytest.approx(estimate.prompt_tokens / 2, abs=2)
     assert Client(Settings(mode="record"), cache).estimate(requests(40, max_tokens=100)).calls == 40
+
+
+def test_an_estimate_without_a_record_takes_the_share_that_is_given(cache):
+    client = Client(Settings(), cache)
+    few = client.estimate(requests(10, max_tokens=100), share=0.5)
+    assert (few.prompt_tokens, few.completion_tokens) == (20, 10)
+    assert client.estimate(requests(10, max_tokens=1), share=9.0).completion_tokens == 10, "no more than max_tokens"
 
 
 # The key, and where it goes
@@ -656,7 +647,16 @@ def test_the_address_may_stand_in_the_environment(serve, cache, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"mode": "rerun"}, "mode"), ({"concurrency": 0}, "concurrency"), ({"retries": -1}, "retries")],
+    [
+        ({"mode": "rerun"}, "mode must be 'auto', 'replay' or 'record', not 'rerun'."),
+        ({"concurrency": 0}, "concurrency must be greater than or equal to 1, not 0."),
+        ({"retries": -1}, "retries must be greater than or equal to 0, not -1."),
+        ({"timeout": 0.0}, "timeout must be greater than 0, not 0.0."),
+        ({"timeout": float("inf")}, "timeout must be a finite number, not inf."),
+        ({"max_cost": -1.0}, "max_cost must be greater than or equal to 0, not -1.0."),
+        ({"max_tokens_total": "many"}, "max_tokens_total must be a valid integer, .*, not 'many'."),
+        ({"price_out": float("nan")}, "price_out must be a finite number, not nan."),
+    ],
 )
 def test_settings_that_make_no_sense_are_named(settings, told):
     with pytest.raises(MedComfortError, match=told):

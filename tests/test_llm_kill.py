@@ -1,4 +1,4 @@
-"""Processes that are killed, and processes that share a cache: no response that was paid is lost or paid again."""
+"""Processes that are killed, and processes that share a cache: no row, and no response that was paid, is lost."""
 
 import json
 import multiprocessing
@@ -8,17 +8,118 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
-import aiohttp  # noqa: F401 - here and below: imported before the fork, so that the children need not
-import httpx2  # noqa: F401
-import openai  # noqa: F401
 import pytest
 
-from medcomfort_utils.llm import Cache, Client, Request, Settings
+from medcomfort_utils.llm import Cache, Client, Request, Settings, limits
+from medcomfort_utils.paths import DATA
+from medcomfort_utils.records import Dialogue, Rewrite, read_records
+from medcomfort_utils.rewrite import chain, gates, sources
+from medcomfort_utils.rewrite.llm_rewriter import open_rewriter
 
-ROWS, CONCURRENCY = 300, 8
-FORK = multiprocessing.get_context("fork")
+DIALOGUES, ROWS, CONCURRENCY = 24, 300, 8
+FILES = ("dialogues.parquet", "rewrites.parquet", "rejected.parquet", "responses.jsonl")
+# Children are forked from a clean process that has imported all of it once.
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["medcomfort_utils.rewrite.llm_rewriter", "pandas", "openai", "httpx2", "aiohttp"])
+
+
+@contextmanager
+def serving(*options):
+    """The address of a server in its own process."""
+    program = [sys.executable, str(Path(__file__).with_name("servers.py")), *options]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server.stdout.readline().strip()
+        server.stdin.close()
+
+
+def told(url, what):
+    """How many `calls` a server had, or how often each answer was `paid`."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"{url}/calls", timeout=10) as reply:
+        return json.load(reply)[what]
+
+
+def start(work, *arguments):
+    process = CLEAN.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def finish(*processes):
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def rewrite(url, folder):
+    """What notebook 01 does, from the corpus to its files."""
+    limits.FIRST_WAIT = 0.01
+    corpus = sources.open_source(str(DATA / "medcomfort_mini/dialogues.jsonl"), limit=DIALOGUES)
+    settings = {"base_url": url, "concurrency": CONCURRENCY, "timeout": 1.0, "retries": 30}
+    writer = open_rewriter("llm", folder / "cache.sqlite", "", "m", 2, {"max_tokens": 500}, **settings)
+    chain.write(writer.versions(corpus), folder)
+    writer.finish(folder / "responses.jsonl")
+
+
+def recorded(folder):
+    """The answers in the cache, by the name that the server gave each."""
+    with Cache(folder / "cache.sqlite") as cache:
+        cache.export_jsonl(folder / "snapshot.jsonl")
+    return {record["model"] for record in map(json.loads, (folder / "snapshot.jsonl").open())}
+
+
+def kill_after(process, calls, url):
+    deadline = time.monotonic() + 60
+    while told(url, "calls") < calls:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it was killed in the middle of its work"
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The files of a run that nobody disturbed, though half of all calls failed."""
+    folder = tmp_path_factory.mktemp("calm")
+    with serving("failing", "--latency", "0.02") as url:
+        finish(start(rewrite, url, folder))
+    return folder
+
+
+def test_every_version_is_in_exactly_one_file(calm):
+    dialogues = read_records(calm / "dialogues.parquet", Dialogue)
+    kept, rejected = (read_records(calm / f"{name}.parquet", Rewrite) for name in ("rewrites", "rejected"))
+    found, wanted = [(r.dialogue_id, r.condition, r.emotion) for r in kept + rejected], []
+    for dialogue in dialogues:
+        wanted += [(dialogue.id, "original", ""), (dialogue.id, "soothing_answer", "")]
+        wanted += [(dialogue.id, "emotional", emotion) for emotion in dialogue.emotions[:2]]
+    for rewrite in kept + rejected:  # an answer that could be used has its comforting parts beside it
+        if rewrite.condition == "emotional" and rewrite.gates[0].name != gates.USABLE:
+            wanted.append((rewrite.dialogue_id, "comfort_only", rewrite.emotion))
+    assert len(dialogues) == DIALOGUES and sorted(found) == sorted(wanted)
+    assert {r.condition for r in kept} == {"original", "soothing_answer", "emotional", "comfort_only"}
+    assert gates.USABLE in {gate.name for r in rejected for gate in r.gates}
+
+
+def test_killed_five_times_gives_the_same_bytes_and_pays_nothing_twice(calm, tmp_path):
+    rng, snapshots = random.Random(0), []
+    with serving("failing", "--latency", "0.02") as url:
+        for _ in range(5):
+            kill_after(start(rewrite, url, tmp_path), told(url, "calls") + rng.randint(20, 60), url)
+            assert not any((tmp_path / name).exists() for name in FILES), "no half of a file"
+            snapshots.append((recorded(tmp_path), told(url, "paid")))
+        finish(start(rewrite, url, tmp_path))
+        paid = told(url, "paid")
+    assert all((tmp_path / name).read_bytes() == (calm / name).read_bytes() for name in FILES)
+    assert not list(tmp_path.glob(".*")), "what the killed ones left half-written is gone"
+    for names, before in snapshots:
+        assert names and all(paid[name] == before[name] for name in names), "what is recorded is not paid again"
+    assert paid.keys() == recorded(tmp_path), "what is paid is recorded"
+    assert sum(paid.values()) <= len(paid) + 5 * CONCURRENCY, "paid twice is at most what was under way at a kill"
 
 
 def request(number):
@@ -26,89 +127,23 @@ def request(number):
     return Request(f"row {number}", "m", (question,), {"temperature": 0}, None, "1")
 
 
-@pytest.fixture
-def url():
-    """The address of a server in its own process, which counts the calls."""
-    program = [sys.executable, str(Path(__file__).with_name("servers.py")), "--latency", "0.02"]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        yield server.stdout.readline().strip()
-        server.stdin.close()
-
-
-def asked(url):
-    """How often the server was asked each question."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(f"{url}/calls", timeout=10) as reply:
-        return json.load(reply)
-
-
-def work_through(url, folder, name, numbers):
-    """What a process does: ask for all rows, and write down each that was yielded."""
+def ask_all(url, folder, name, numbers):
+    """Ask for all rows, and write down each that was yielded."""
     with Cache(folder / "cache.sqlite") as cache, (folder / name).open("w", buffering=1) as yielded:
         client = Client(Settings(base_url=url, concurrency=CONCURRENCY), cache)
 
         async def work(number):
             return f"{number} {(await client.ask(request(number))).text}\n"
 
-        for line in client.run(numbers, work):
-            yielded.write(line)
+        yielded.writelines(client.run(numbers, work))
 
 
-def start(*arguments):
-    process = FORK.Process(target=work_through, args=arguments)
-    process.start()
-    return process
-
-
-def recorded(folder):
-    """The rows that the cache holds, and their answers."""
-    with Cache(folder / "cache.sqlite") as cache:
-        found = {number: cache.get(request(number).key) for number in range(ROWS)}
-    return {number: response.text for number, response in found.items() if response}
-
-
-def answers(path):
-    return [(int(number), text) for number, _, text in (line.partition(" ") for line in path.read_text().splitlines())]
-
-
-def wait_until(calls, url):
-    deadline = time.monotonic() + 60
-    while sum(asked(url).values()) < calls:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def test_killed_five_times_no_recorded_response_is_paid_twice(url, tmp_path):
-    rng, snapshots = random.Random(0), []
-    for turn in range(5):
-        process = start(url, tmp_path, f"turn {turn}", range(ROWS))
-        wait_until(sum(asked(url).values()) + rng.randint(10, 50), url)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, "it was killed in the middle of its work"
-        kept = recorded(tmp_path)
-        snapshots.append((kept, asked(url)))
-        yielded = answers(tmp_path / f"turn {turn}")
-        assert all(kept[number] == text for number, text in yielded), "what was yielded is recorded"
-    process = start(url, tmp_path, "last turn", range(ROWS))
-    process.join()
-    assert process.exitcode == 0
-    assert [number for number, _ in answers(tmp_path / "last turn")] == list(range(ROWS))
-    times, final = asked(url), recorded(tmp_path)
-    assert len(final) == ROWS
-    for kept, before in snapshots:
-        assert kept, "some rows were recorded before each kill"
-        assert all(final[number] == text for number, text in kept.items())
-        assert all(times[f"question {number}"] == before[f"question {number}"] for number in kept)
-    assert sum(times.values()) <= ROWS + 5 * CONCURRENCY
-
-
-def test_two_processes_share_a_cache(url, tmp_path):
-    """One works forwards, one backwards; what the one recorded the other finds, and both yield the same answers."""
-    processes = [start(url, tmp_path, "up", range(ROWS)), start(url, tmp_path, "down", range(ROWS)[::-1])]
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert dict(answers(tmp_path / "up")) == dict(answers(tmp_path / "down")) == recorded(tmp_path)
-    assert len(recorded(tmp_path)) == ROWS
-    assert sum(asked(url).values()) < ROWS * 1.5
+def test_two_processes_share_a_cache(tmp_path):
+    """One works forwards, one backwards; no two answers of the server are equal, yet both yield the same ones."""
+    with serving("counting", "--latency", "0.02") as url:
+        finish(
+            start(ask_all, url, tmp_path, "up", range(ROWS)), start(ask_all, url, tmp_path, "down", range(ROWS)[::-1])
+        )
+        assert told(url, "calls") < ROWS * 1.5
+    up, down = (sorted((tmp_path / name).read_text().splitlines()) for name in ("up", "down"))
+    assert up == down and len(up) == ROWS

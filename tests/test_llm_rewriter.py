@@ -4,22 +4,23 @@ import json
 import random
 import re
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from servers import Reply, StubServer
+from servers import FAULTS, OPENING, USELESS, Reply, StubServer, rewriting
 
-from medcomfort_utils.llm import Cache, Client, Settings, limits
+from medcomfort_utils.llm import Cache, Client, Response, Settings, limits
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.records import Dialogue, Message, Rewrite, content_id, read_records
-from medcomfort_utils.rewrite import chain, prompts
+from medcomfort_utils.records import Dialogue, Message, Rewrite, content_id, read_records, stream_records
+from medcomfort_utils.rewrite import chain, prompts, show
 from medcomfort_utils.rewrite.llm_rewriter import LLMRewriter, open_rewriter
+from medcomfort_utils.rewrite.rewriters import TemplateRewriter
 
 QUESTION = "I am 40 and have had a dull ache in my left knee for {n} weeks, no fever. What should I do about it?"
 ANSWER = (
     "A dull ache of {n} weeks is often a strain of the joint. Rest the knee and take paracetamol 500 mg up to 4 times "
     "a day. Do not run on it. Go to an emergency department at once if the knee turns hot and red."
 )
-OPENING = "You sound frightened, and it makes sense that an ache of that length wears you down."
 
 
 @pytest.fixture(autouse=True)
@@ -44,21 +45,9 @@ def dialogue(number=2, question=QUESTION, emotions=("fear",)):
     )
 
 
-def data(call, which=0):
-    """What stands between the marker lines of a prompt: the question, then, in the second prompt, the old answer."""
-    marker = re.search(r"^====== [0-9a-f]{12} ======$", call.body["messages"][1]["content"], re.M)[0]
-    return call.body["messages"][1]["content"].split(marker)[1::2][which].strip()
-
-
-def asks_for_question(call):
-    return "question" in call.body["response_format"]["json_schema"]["schema"]["properties"]
-
-
 def good(call):
-    """A rewriter that does its work."""
-    if asks_for_question(call):
-        return {"question": f"I am so scared. {data(call)}"}
-    return {"opening": OPENING, "knowledge": data(call, 1), "closing": ""}
+    """What a rewriter that does its work says, as fields."""
+    return json.loads(rewriting(call).text)
 
 
 def wrote(value):
@@ -120,34 +109,59 @@ def test_what_stays_unusable_is_rejected_with_its_raw_text(tmp_path):
     assert len(server.calls) == 4 and report.set_index("gate").loc["usable_response", "failed"].sum() == 2
 
 
+def test_an_answer_that_was_cut_off_says_so(tmp_path):
+    cut_off = Reply('{"question": "ha', finish_reason="length")
+    _, rejected, _, _ = rewritten(tmp_path, [dialogue()], lambda call: cut_off)
+    assert {gate.reason for r in rejected for gate in r.gates} == {"It was cut off where it reached max_tokens."}
+
+
+def test_the_intensity_that_was_asked_for_is_kept(tmp_path):
+    kept, rejected, _, _ = rewritten(tmp_path, [dialogue()], lambda call: wrote(good(call)))
+    assert {r.condition: r.intensity for r in kept} == {
+        "original": None,
+        "emotional": prompts.intensity_of(dialogue(), "fear"),
+        "comfort_only": prompts.intensity_of(dialogue(), "fear"),
+        "soothing_answer": None,
+    }
+    _, (unusable, _), _, _ = rewritten(tmp_path / "other", [dialogue()], lambda call: wrote("nonsense"))
+    assert unusable.intensity == prompts.intensity_of(dialogue(), "fear")
+    chain.write(TemplateRewriter().versions([dialogue()]), tmp_path)
+    assert "intensity" not in pq.read_schema(tmp_path / "rewrites.parquet").names, "templates ask for none"
+    assert {r.intensity for r in read_records(tmp_path / "rewrites.parquet", Rewrite)} == {None}
+
+
+def test_a_reader_sees_what_was_kept_and_why_the_rest_was_not(tmp_path):
+    def script(call):
+        return wrote(good(call) if call.asks_for_question else "nonsense")
+
+    rewritten(tmp_path, [dialogue()], script)
+    kept = show.counted(tmp_path / "rewrites.parquet")
+    assert kept.to_dict("records") == [
+        {"condition": "original", "emotion": "", "intensity": "", "split": "train", "versions": 1}
+    ]
+    rejected = show.counted(tmp_path / "rejected.parquet").set_index("condition")
+    assert rejected.loc["emotional", "intensity"] == prompts.intensity_of(dialogue(), "fear")
+    table = show.reasons(stream_records(tmp_path / "rejected.parquet", Rewrite), limit=2)
+    assert list(table.gate) == ["usable_response"] * 2 and list(table.condition) == ["emotional", "soothing_answer"]
+    assert len(show.reasons(stream_records(tmp_path / "rejected.parquet", Rewrite), limit=1)) == 1
+    assert show.variety(["One thing.", "One thing."], limit=1).texts[0] == 1
+
+
 def test_an_empty_part_is_unusable(tmp_path):
     def empty(call):
-        return wrote(good(call) | ({"opening": " "} if not asks_for_question(call) else {}))
+        return wrote(good(call) | ({"opening": " "} if not call.asks_for_question else {}))
 
     _, rejected, _, _ = rewritten(tmp_path, [dialogue()], empty)
     assert {gate.reason for r in rejected for gate in r.gates} == {'"opening" is empty.'}
 
 
-FAULTS = [
-    lambda call: Reply(status=429, headers={"retry-after": "0"}, error={"message": "slow down"}),
-    lambda call: Reply(status=429, error={"message": "slow down"}),
-    lambda call: Reply(status=500, error={"message": "oops"}),
-    lambda call: Reply(drop=True),
-    lambda call: Reply(cut=True),
-    lambda call: Reply(delay=3.0),  # longer than the client waits
-    lambda call: wrote('{"question": "half of'),
-    lambda call: wrote({"wrong": "schema"}),
-    lambda call: wrote('{"question": "one", "question": "two", "opening": "a", "opening": "b"}'),
-    lambda call: wrote(""),
-    lambda call: Reply(None, refusal="I cannot do that."),
-    lambda call: Reply(status=400, error={"message": "bad request"}),
-]
-
-
 def test_every_row_lands_in_exactly_one_file(tmp_path):
+    refused = Reply(status=400, error={"message": "bad request"})
+    faults = [*FAULTS.values(), *USELESS.values(), refused]
+
     def faulty(call):
-        rng = random.Random(f"{call.question}:{call.again}")
-        return rng.choice(FAULTS)(call) if rng.random() < 0.5 else wrote(good(call))
+        rng = random.Random(f"{call.name} {call.again}")
+        return rng.choice(faults) if rng.random() < 0.5 else wrote(good(call))
 
     sources = [dialogue(number) for number in range(2, 62)]
     kept, rejected, _, _ = rewritten(tmp_path, sources, faulty, emotions=2, concurrency=32, timeout=0.5)
@@ -173,8 +187,24 @@ def test_the_estimate_knows_what_is_recorded(tmp_path):
         assert writer.estimate([dialogue()]).startswith("3 calls to make (0 more are in the cache), about ")
         list(writer.versions([dialogue()]))
         assert writer.estimate([dialogue(), dialogue(5)]).startswith("3 calls to make (3 more are in the cache), about")
-    assert writer.finish(tmp_path / "responses.jsonl").startswith("3 calls, 45 tokens; 3 responses on record in ")
+        list(writer.versions([dialogue()]))
+    called, saved, recorded = writer.finish(tmp_path / "responses.jsonl").splitlines()
+    for line in (called, saved):
+        assert re.findall(r"[\d.]+", line) == ["3", "30", "15", "0.00"]
+    assert "called" in called and "from the record" in saved and " 3 responses, written to " in recorded
     assert len((tmp_path / "responses.jsonl").read_text().splitlines()) == 3
+
+
+def test_what_came_from_no_server_is_counted_by_its_length(tmp_path):
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        client = Client(Settings(mode="replay", price_in=1e6, price_out=1e6), cache)
+        writer = LLMRewriter(client, "m")
+        asked = writer._question(dialogue(), "fear")
+        cache.put_many({asked.key: Response('{"question":', "m", "stop", 0, 0, cached=False)})
+        with pytest.raises(MedComfortError):
+            list(writer.versions([dialogue()]))
+        assert (client.saved.prompt_tokens, client.saved.completion_tokens) == (asked.prompt_tokens, 3)
+        assert client.saved.cost == asked.prompt_tokens + 3 and client.budget.calls == 0
 
 
 def test_replay_names_the_rows_that_are_missing(tmp_path):
@@ -182,6 +212,20 @@ def test_replay_names_the_rows_that_are_missing(tmp_path):
     with pytest.raises(MedComfortError, match=f"have no recorded response in .*{dialogue().id}/fear/question"):
         chain.write(writer.versions([dialogue()]), tmp_path)
     assert not (tmp_path / "rewrites.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "settings", "told"),
+    [
+        ({"temperature": 3.0}, {}, "temperature must be less than or equal to 2, not 3.0."),
+        ({"max_tokens": 0}, {}, "max_tokens must be greater than or equal to 1, not 0."),
+        ({"top_p": 0.9}, {"concurrency": 0}, "concurrency must be greater than or equal to 1, not 0."),
+    ],
+)
+def test_a_value_out_of_range_is_named_before_anything_is_opened(tmp_path, sampling, settings, told):
+    with pytest.raises(MedComfortError, match=told):
+        open_rewriter("llm", tmp_path / "cache.sqlite", "", "m", 1, sampling, **settings)
+    assert not (tmp_path / "cache.sqlite").exists()
 
 
 @pytest.mark.parametrize(("kind", "model", "told"), [("gpt", "m", "not 'gpt'"), ("llm", "", "model: name the")])

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from medcomfort_utils.llm import Cache
+from medcomfort_utils.llm.estimate import SHARE
 from medcomfort_utils.paths import DATA
 from medcomfort_utils.records import EMOTIONS, Rewrite, read_records
 from medcomfort_utils.rewrite import chain, show, sources
@@ -14,14 +15,14 @@ from medcomfort_utils.rewrite.llm_rewriter import open_rewriter
 
 MINI = DATA / "medcomfort_mini"
 ROWS = [json.loads(line) for line in (MINI / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]
+SAMPLING = {"temperature": 0.7, "max_tokens": 1024}
 FIELDS = ["topic", "age", "urgency", "question", "answer", "facts", "red_flags", "emotions"]
 
 
 def replayed(folder):
     """Rewrites and rejected ones of a replay from the committed record alone."""
-    sampling = {"temperature": 0.7, "max_tokens": 1024}
     responses = MINI / "responses.jsonl"
-    writer = open_rewriter("llm", folder / "cache.sqlite", responses, "authored", 2, sampling, mode="replay")
+    writer = open_rewriter("llm", folder / "cache.sqlite", responses, "authored", 2, SAMPLING, mode="replay")
     chain.write(writer.versions(sources.Corpus(str(MINI / "dialogues.jsonl"), lang="en")), folder)
     writer.client.cache.close()
     return [(folder / f"{name}.parquet").read_bytes() for name in ("dialogues", "rewrites", "rejected")]
@@ -69,6 +70,14 @@ def test_every_row_passes_the_gates(replay, rewrites):
 
 def test_a_replay_gives_the_same_bytes(replay, tmp_path):
     assert replayed(tmp_path) == replay[1]
+
+
+def test_estimates_expect_answers_as_long_as_these(tmp_path):
+    corpus = sources.Corpus(str(MINI / "dialogues.jsonl"), lang="en")
+    writer = open_rewriter("llm", tmp_path / "cache.sqlite", MINI / "responses.jsonl", "authored", 2, SAMPLING)
+    assert len(list(writer.versions(corpus))) == 160
+    saved = writer.client.saved
+    assert saved.calls == 800 and saved.completion_tokens / saved.prompt_tokens == pytest.approx(SHARE, abs=0.005)
 
 
 def test_the_record_is_complete_and_sorted(tmp_path):

@@ -5,9 +5,10 @@
 
 from medcomfort_utils.llm.cache import Cache
 from medcomfort_utils.llm.client import Client
+from medcomfort_utils.llm.estimate import Estimate
 from medcomfort_utils.llm.parsing import Unparsable, parse
 from medcomfort_utils.llm.requests import Failure, Request, Response, Stopped
-from medcomfort_utils.llm.settings import Estimate, Settings
+from medcomfort_utils.llm.settings import Sampling, Settings
 
 __all__ = [
     "Cache",
@@ -16,6 +17,7 @@ __all__ = [
     "Failure",
     "Request",
     "Response",
+    "Sampling",
     "Settings",
     "Stopped",
     "Unparsable",

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-import threading
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
@@ -13,65 +13,38 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from medcomfort_utils.llm.cache import CHUNK, Cache, Writer
-from medcomfort_utils.llm.limits import Budget, Pace, backoff
+from medcomfort_utils.llm.cache import Cache
+from medcomfort_utils.llm.estimate import SHARE, Estimate, estimate, tokens
+from medcomfort_utils.llm.limits import Budget, backoff
+from medcomfort_utils.llm.live import Live, running
 from medcomfort_utils.llm.requests import FAILED, Failure, Request, Response, Stopped
 from medcomfort_utils.llm.server import Again, Server
-from medcomfort_utils.llm.settings import Estimate, Settings
-from medcomfort_utils.paths import MedComfortError, tidy
+from medcomfort_utils.llm.settings import Settings
+from medcomfort_utils.paths import MedComfortError
 
-SHOWN = 5  # missing rows that an error names
 REPLAYED = 16  # rows a task
 Row, Result = TypeVar("Row"), TypeVar("Result")
-
-
-class _Live:
-    """What belongs to one run and its event loop."""
-
-    def __init__(self, settings: Settings, cache: Cache, pause: Callable[[float], Awaitable]):
-        self.loop = asyncio.get_running_loop()
-        self.closing, self.stopping = asyncio.Event(), asyncio.Event()
-        self.calls = asyncio.Semaphore(settings.concurrency)
-        # Twice as many rows as calls: one that waits (for a retry, for its commit) leaves no gap, and yet rows are
-        # finished one after the other rather than all begun.
-        self.rows = asyncio.Semaphore(2 * settings.concurrency)
-        self.requests = Pace(settings.requests_per_minute, sleep=pause)
-        self.tokens = Pace(settings.tokens_per_minute, sleep=pause)
-        self.asking: dict[str, asyncio.Event] = {}
-        self.writer = Writer(cache, overwrite=settings.mode == "record")
-        self.server: Server | None = None  # connected at the first call: a run from the cache needs none
 
 
 class Client:
     """Answers from the cache or a server, for one run at a time.
 
-    `window`: how many rows `run` reads ahead of the last one it yielded. `budget`: what was spent.
+    `window`: how many rows `run` reads ahead of the last one it yielded. `budget`: what was spent. `saved`: what the
+    answers out of the cache took when they were made.
     """
 
     def __init__(self, settings: Settings, cache: Cache):
         self.settings, self.cache = settings, cache
         self.window = 16 * settings.concurrency
-        self.budget = Budget(settings.max_cost, settings.max_tokens_total, settings.price_in, settings.price_out)
+        prices = {"price_in": settings.price_in, "price_out": settings.price_out}
+        self.budget = Budget(settings.max_cost, settings.max_tokens_total, **prices)
+        self.saved = Budget(**prices)
         self._rng = random.Random(0)
-        self._live: _Live | None = None
-        self._stop, self._missing, self._missing_count = "", [], 0
+        self._live: Live | None = None
 
-    def estimate(self, requests: Iterable[Request], completion_share: float | None = None) -> Estimate:
-        """What these requests would still cost, read lazily; a request that stands there twice counts twice.
-
-        `completion_share`: expected answer length as a share of the prompt's, in place of `max_tokens`.
-        """
-        calls = cached = prompt = completion = 0
-        requests = iter(requests)
-        while chunk := list(islice(requests, CHUNK)):
-            found = {} if self.settings.mode == "record" else self.cache.get_many(request.key for request in chunk)
-            known = {key for key, response in found.items() if response.finish_reason != FAILED}
-            missing = [request for request in chunk if request.key not in known]
-            calls, cached = calls + len(missing), cached + len(chunk) - len(missing)
-            prompt += (tokens := sum(r.prompt_tokens for r in missing))
-            longest = sum(r.completion_tokens for r in missing)
-            completion += longest if completion_share is None else round(tokens * completion_share)
-        return Estimate(calls, cached, prompt, completion, self.budget.cost_of(prompt, completion))
+    def estimate(self, requests: Iterable[Request], share: float = SHARE) -> Estimate:
+        """What these requests would still cost: see `estimate.estimate`."""
+        return estimate(requests, self.cache, self.settings, share)
 
     def run(
         self, rows: Iterable[Row], work: Callable[[Row], Awaitable[Result]], total: int | None = None
@@ -87,25 +60,31 @@ class Client:
         # Where nothing waits, many rows share one task: that is the faster half of a replay.
         together = REPLAYED if self.settings.mode == "replay" else 1
         window: deque[Future] = deque()
-        with self._running() as loop, tqdm(total=total, unit="row", disable=None) as bar:
+        with self._running() as live, self._bar(total) as bar:
             rows = iter(rows)
-            while not self._stop and (some := list(islice(rows, together))):
-                window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), loop))
+            while not live.stopped and (some := list(islice(rows, together))):
+                window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), live.loop))
                 for _ in range(2):  # two out for one in: after a stall results come out and new rows go in
                     if window and (window[0].done() or len(window) * together >= self.window):
                         yield from self._shown(window.popleft(), bar)
             while window:
                 yield from self._shown(window.popleft(), bar)
-        self._report()
+        live.report()
+
+    def _bar(self, total: int | None) -> tqdm:
+        """Progress; a replay is soon over, and shows it at a terminal alone."""
+        at_terminal = sys.stderr.isatty()
+        off = self.settings.mode == "replay" and not at_terminal
+        return tqdm(total=total, unit="row", disable=off, mininterval=0.1 if at_terminal else 10)
 
     def _shown(self, future: Future, bar: tqdm) -> Iterator[Result]:
         while not future.done():
             wait([future], timeout=1.0)  # not for ever: a Ctrl-C that came just before it would not be seen
+        if not bar.disable:
+            bar.set_postfix_str(str(self.budget), refresh=False)
         for result in future.result():
             bar.update()
             yield result
-        if not bar.disable:
-            bar.set_postfix_str(str(self.budget), refresh=False)
 
     async def _work(self, work: Callable[[Row], Awaitable[Result]], rows: list[Row]) -> list[Result]:
         """The results of rows, one after the other; nothing for a row that was stopped."""
@@ -116,46 +95,15 @@ class Client:
                     results.append(await work(row))
         return results
 
-    def _report(self) -> None:
-        """Say why rows are missing, if any are."""
-        if self._missing_count:
-            shown = ", ".join(self._missing) + (", ..." if self._missing_count > SHOWN else "")
-            self._stop = (
-                f"{self._missing_count:,} rows have no recorded response in {tidy(self.cache.path)} ({shown}): import "
-                "the record they stand in, or run in mode auto to ask for them."
-            )
-        if self._stop:
-            raise MedComfortError(self._stop)
-
     @contextmanager
-    def _running(self) -> Iterator[asyncio.AbstractEventLoop]:
-        """An event loop in a thread of its own, closed at the end with all that runs on it."""
+    def _running(self) -> Iterator[Live]:
         if self._live is not None:
             raise MedComfortError("This client is in the middle of a run: finish or close that one first.")
-        self._stop, self._missing, self._missing_count = "", [], 0
-        started: Future[_Live] = Future()
-        thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="llm", daemon=True)
-        thread.start()
-        self._live = live = started.result()
         try:
-            yield live.loop
+            with running(self.settings, self.cache, self.budget) as self._live:
+                yield self._live
         finally:
-            live.loop.call_soon_threadsafe(live.closing.set)
-            thread.join()
             self._live = None
-
-    async def _serve(self, started: "Future[_Live]") -> None:
-        live = _Live(self.settings, self.cache, self._pause)
-        self.budget.changed = asyncio.Event()
-        started.set_result(live)
-        await live.closing.wait()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        live.writer.commit()
-        if live.server:
-            await live.server.close()
 
     async def ask(self, request: Request) -> Response | Failure:
         """One answer, from the cache or from the server; committed to the cache before it is returned.
@@ -164,16 +112,16 @@ class Client:
         Stopped (a MedComfortError, which `work` lets through) where no answer can be had.
         """
         live, key, waited = self._live, request.key, False
+        if live is None:
+            raise MedComfortError("ask is awaited in the work of a run: list(client.run(requests, client.ask)).")
         while True:
             fresh = self.settings.mode == "record" and not waited
-            if not fresh and (found := self._known(key)):
+            if not fresh and (found := self._known(request)):
                 return found
             if self.settings.mode == "replay":
-                raise self._miss(request)
-            if live is None:
-                raise MedComfortError("ask is awaited in the work of a run: list(client.run(requests, client.ask)).")
-            if self._stop:
-                raise Stopped(self._stop)
+                raise live.missing(request.row)
+            if live.stopped:
+                raise Stopped(live.stopped)
             if key not in live.asking:
                 break
             await live.asking[key].wait()
@@ -182,24 +130,17 @@ class Client:
         try:
             return await self._call(request)
         except MedComfortError as error:
-            self._stop = self._stop or str(error)
-            live.stopping.set()
-            raise Stopped(self._stop) from None
+            raise live.stop(str(error)) from None
         finally:
             live.asking.pop(key).set()
 
-    def _known(self, key: str) -> Response | Failure | None:
+    def _known(self, request: Request) -> Response | Failure | None:
         """What the record holds; a failure only in a replay, as it may have healed since."""
-        found = self.cache.get(key)
-        if found is None or found.finish_reason != FAILED:
-            return found
-        return Failure(found.text) if self.settings.mode == "replay" else None
-
-    def _miss(self, request: Request) -> Stopped:
-        self._missing_count += 1
-        if self._missing_count <= SHOWN:
-            self._missing.append(request.row)
-        return Stopped(f"{request.row} has no recorded response in {tidy(self.cache.path)}.")
+        found = self.cache.get(request.key)
+        if found is None or found.finish_reason == FAILED:
+            return Failure(found.text) if found and self.settings.mode == "replay" else None
+        self.saved.book(*tokens(request, found))
+        return found
 
     async def _call(self, request: Request) -> Response | Failure:
         """Ask the server, with retries, and record the outcome."""
@@ -213,7 +154,7 @@ class Client:
             if outcome.wait:
                 self._live.requests.hold(outcome.wait)
             if attempt < self.settings.retries:
-                await self._pause((outcome.wait or 0) + backoff(0 if outcome.wait else attempt, self._rng))
+                await self._live.pause((outcome.wait or 0) + backoff(0 if outcome.wait else attempt, self._rng))
         if outcome.unreachable:
             raise Stopped(f"No server can be reached at {server.base_url}: see that it runs, and start again.")
         failure = Failure(f"no answer in {self.settings.retries + 1} tries; at the last, {outcome.reason}")
@@ -233,23 +174,14 @@ class Client:
             try:
                 await live.requests.turn()
                 await live.tokens.turn(prompt + completion)
-                if self._stop:
-                    raise Stopped(self._stop)
+                if live.stopped:
+                    raise Stopped(live.stopped)
                 live.server = live.server or Server(
                     self.settings.base_url, self.settings.timeout, self.settings.concurrency
                 )
                 yield live.server
             finally:
                 self.budget.release(prompt, completion)
-
-    async def _pause(self, seconds: float) -> None:
-        """Sleep; if meanwhile all is to stop, raise Stopped at once."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._live.stopping.wait()
-        except TimeoutError:
-            return
-        raise Stopped(self._stop)
 
     async def _recorded(self, request: Request, outcome: Response | Failure) -> Response | Failure:
         """What the cache holds once the outcome is committed."""

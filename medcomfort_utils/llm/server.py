@@ -23,7 +23,8 @@ LONGEST_PAUSE = 600.0  # seconds that a server may ask to wait before it is bett
 MOVED = "sends the call elsewhere ({status}), where patients' texts may not belong: set base_url to where it should go"
 HOPELESS = {
     **dict.fromkeys((301, 302, 303, 307, 308), MOVED),
-    401: "refuses the key (401): set MEDCOMFORT_API_KEY, or OPENAI_API_KEY, to a valid one",
+    401: "refuses the key, or wants one (401): set MEDCOMFORT_API_KEY to a valid one; OPENAI_API_KEY is taken too, but "
+    "over plain http to this machine alone",
     402: "asks for payment (402): see to the account behind the key",
     403: "denies access (403): the key may not use the model '{model}'",
     404: "has nothing there (404): check the model '{model}' and base_url, which mostly ends in /v1",

@@ -1,14 +1,28 @@
-"""How to ask, and what it would cost."""
+"""How to ask, and the values that each setting may have."""
 
-from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medcomfort_utils.paths import MedComfortError
 
-MODES = ("auto", "replay", "record")
+
+class _Ranged(BaseModel):
+    """Raises MedComfortError, naming the setting, for a value out of its range."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **given):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            told = problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+            name = ".".join(map(str, problem["loc"]))
+            raise MedComfortError(f"{name} {told}, not {problem['input']!r}." if name else f"{told}.") from None
 
 
-@dataclass
-class Settings:
+class Settings(_Ranged):
     """How to ask. `mode`: auto (from the cache, else call), replay (cache only), record (call all and overwrite).
 
     `base_url` empty: from the environment. `concurrency`: calls at once. `timeout` in seconds, of a whole call.
@@ -17,42 +31,27 @@ class Settings:
     """
 
     base_url: str = ""
-    mode: str = "auto"
-    concurrency: int = 16
-    requests_per_minute: float = 0
-    tokens_per_minute: float = 0
-    timeout: float = 120.0
-    retries: int = 6
-    max_cost: float = 0.0
-    max_tokens_total: int = 0
-    price_in: float = 0.0
-    price_out: float = 0.0
+    mode: Literal["auto", "replay", "record"] = "auto"
+    concurrency: int = Field(16, ge=1, le=4096)
+    requests_per_minute: float = Field(0, ge=0)
+    tokens_per_minute: float = Field(0, ge=0)
+    timeout: float = Field(120.0, gt=0)
+    retries: int = Field(6, ge=0)
+    max_cost: float = Field(0.0, ge=0)
+    max_tokens_total: int = Field(0, ge=0)
+    price_in: float = Field(0.0, ge=0)
+    price_out: float = Field(0.0, ge=0)
 
-    def __post_init__(self):
-        if self.mode not in MODES:
-            raise MedComfortError(f"mode must be one of {', '.join(MODES)}, not '{self.mode}'.")
-        if self.concurrency < 1 or self.timeout <= 0:
-            raise MedComfortError("concurrency must be at least 1, and timeout above 0.")
-        limits = ("requests_per_minute", "tokens_per_minute", "retries", "max_cost", "max_tokens_total")
-        for name in (*limits, "price_in", "price_out"):
-            if getattr(self, name) < 0:
-                raise MedComfortError(f"{name} must not be negative.")
+    @model_validator(mode="after")
+    def _priced(self):
         if self.max_cost and not (self.price_in or self.price_out):
-            raise MedComfortError("max_cost needs price_in and price_out, the prices per million tokens.")
+            raise ValueError("max_cost needs price_in and price_out, the prices per million tokens")
+        return self
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What is still to pay, at most: tokens by rule of thumb (four bytes a token), answers of the longest length."""
+class Sampling(_Ranged):
+    """What a request's `sampling` may hold: these in their ranges, and whatever else the server knows."""
 
-    calls: int
-    cached: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.calls:,} calls to make ({self.cached:,} more are in the cache), about {self.prompt_tokens:,} "
-            f"prompt and {self.completion_tokens:,} completion tokens, cost about {self.cost:.2f}"
-        )
+    model_config = ConfigDict(extra="allow")
+    temperature: float = Field(1.0, ge=0, le=2)
+    max_tokens: int = Field(1, ge=1)

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medcomfort_utils.llm import Cache, Client, Failure, Request, Settings, Unparsable, parse
+from medcomfort_utils.llm import Cache, Client, Failure, Request, Sampling, Settings, Unparsable, parse
 from medcomfort_utils.paths import MedComfortError, tidy
-from medcomfort_utils.records import Dialogue, Gate, Rewrite
+from medcomfort_utils.records import EMOTIONS, Dialogue, Gate, Rewrite
 from medcomfort_utils.rewrite import gates, prompts
 from medcomfort_utils.rewrite.rewriters import TemplateRewriter, emotions_of, version_of
 
 NO_TEXT = "(no text)"
+CUT_OFF = "It was cut off where it reached max_tokens."
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,18 @@ class Unusable:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class LLMRewriter:
-    """Rewrites by `model` through `client`; `sampling` holds temperature, max_tokens and the like."""
+    """Rewrites by `model` through `client`; `sampling` holds temperature, max_tokens and the like.
+
+    `total`: how many dialogues the estimate saw, from which the progress bar tells the time left.
+    """
 
     client: Client
     model: str
     emotions: int = 1
     sampling: dict = field(default_factory=lambda: {"temperature": 0.7, "max_tokens": 1024})
+    total: int | None = field(default=None, init=False)
 
     def versions(self, dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, list[Rewrite]]]:
         """Each dialogue with all its versions, in order; a version whose response was unusable brings a failed gate.
@@ -36,7 +41,7 @@ class LLMRewriter:
         Raises MedComfortError as `Client.run` does, after all dialogues that could be finished. `chain.write` then
         leaves no files, but the responses are on record, and the next run goes on from there.
         """
-        return self.client.run(dialogues, self._of)
+        return self.client.run(dialogues, self._of, self.total)
 
     def prompts(self, dialogue: Dialogue) -> str:
         """Markdown of the two prompts for a dialogue's first emotion, rendered; the source's question stands in."""
@@ -46,16 +51,28 @@ class LLMRewriter:
         return "\n\n".join(f"{title}\n\n````text\n{text}\n````" for title, text in shown)
 
     def estimate(self, dialogues: Iterable[Dialogue]) -> str:
-        """Calls, tokens and cost still to come, before the first call, at most.
+        """Calls, tokens and cost still to come, before the first call: see `llm.estimate`.
 
         Rewritten questions that are not recorded yet are taken to be as long as their sources.
         """
-        return f"{self.client.estimate(request for dialogue in dialogues for request in self._requests(dialogue))}."
+        return f"{self.client.estimate(self._counted(dialogues))}."
 
     def finish(self, record: Path) -> str:
-        """What was asked and paid in this run; all recorded responses are written to the JSONL file `record`."""
+        """What was asked and paid in this run, and what came out of the record; all of it is exported to `record`."""
         count = self.client.cache.export_jsonl(record)
-        return f"{self.client.budget}; {count:,} responses on record in {tidy(record)}."
+        used = {"called in this run": self.client.budget, "from the record": self.client.saved}
+        lines = [
+            f"{name:18} {spent.calls:6,} responses, {spent.prompt_tokens:10,} prompt and {spent.completion_tokens:9,} "
+            f"completion tokens, cost {spent.cost:.2f}"
+            for name, spent in used.items()
+        ]
+        return "\n".join([*lines, f"{'on record':18} {count:6,} responses, written to {tidy(record)}"])
+
+    def _counted(self, dialogues: Iterable[Dialogue]) -> Iterator[Request]:
+        self.total = 0
+        for dialogue in dialogues:
+            self.total += 1
+            yield from self._requests(dialogue)
 
     def _requests(self, dialogue: Dialogue) -> Iterator[Request]:
         """All requests for a dialogue, as far as they are known beforehand."""
@@ -109,7 +126,7 @@ class LLMRewriter:
                 found = parse(response.text, request.schema)
                 problem = _emptiness(found)
             except Unparsable as error:
-                problem = str(error)
+                problem = CUT_OFF if response.finish_reason == "length" else str(error)
             if not problem:
                 return found
             if last:
@@ -129,6 +146,7 @@ class LLMRewriter:
     def _version(self, dialogue: Dialogue, condition: str, emotion: str, question: str, answer: str) -> Rewrite:
         versions = " ".join(prompts.version(task, dialogue.lang) for task in prompts.SCHEMAS)
         made_by = {"backend": "llm", "model": self.model, "prompt_version": versions}
+        made_by["intensity"] = prompts.intensity_of(dialogue, emotion) if emotion else None
         return version_of(dialogue, condition, emotion, question or NO_TEXT, answer or NO_TEXT, **made_by)
 
     def _unusable(self, dialogue: Dialogue, condition: str, emotion: str, question: str, found: Unusable) -> Rewrite:
@@ -154,15 +172,20 @@ def _emptiness(found: dict) -> str:
 def open_rewriter(kind: str, cache: str, responses: str, model: str, emotions: int, sampling: dict, **settings):
     """The `template` rewriter, or the `llm` one with the SQLite file `cache`, into which `responses` (JSONL) is read.
 
-    `settings`: those of `llm.Settings`. Raises MedComfortError for another kind, and for `llm` without a model.
+    `settings`: those of `llm.Settings`. Raises MedComfortError for another kind, for `llm` without a model, and for
+    what `emotions`, `sampling` and `settings` may not be.
     """
+    if not 1 <= emotions <= len(EMOTIONS):
+        raise MedComfortError(f"emotions must lie between 1 and {len(EMOTIONS)}, not {emotions}.")
     if kind == "template":
         return TemplateRewriter(emotions)
     if kind != "llm":
         raise MedComfortError(f"rewriter must be llm or template, not '{kind}'.")
     if not model:
         raise MedComfortError("model: name the language model that rewrites, as its server calls it.")
+    Sampling(**sampling)
+    asking = Settings(**settings)
     recorded = Cache(cache)
     if responses:
         recorded.import_jsonl(responses)
-    return LLMRewriter(Client(Settings(**settings), recorded), model, emotions, sampling)
+    return LLMRewriter(Client(asking, recorded), model, emotions, sampling)

@@ -46,7 +46,8 @@ def emotions_of(dialogue: Dialogue, count: int) -> list[str]:
 def version_of(dialogue: Dialogue, condition: str, emotion: str, question: str, answer: str, **made_by) -> Rewrite:
     """The dialogue with its last question and its answer replaced; earlier turns stay.
 
-    `made_by`: backend, model and prompt_version of the rewriter; by default those of the templates.
+    `made_by`: backend, model and prompt_version of the rewriter, and the intensity it asked for; by default those of
+    the templates.
     """
     earlier = dialogue.messages[:-1]
     last = max(i for i, message in enumerate(earlier) if message.role == "user")
@@ -63,10 +64,11 @@ def version_of(dialogue: Dialogue, condition: str, emotion: str, question: str, 
 
 
 def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite]:
-    """The `original`, then for each of 1-5 emotions the versions `emotional`, `soothing_answer` and `comfort_only`.
+    """The `original`, for each of 1-5 emotions the versions `emotional` and `comfort_only`, one `soothing_answer`.
 
-    Deterministic: choices depend on the dialogue's id alone. Dialogues of the test split take phrases that training
-    never sees. Raises MedComfortError for a language without phrase banks.
+    A neutral question has no feeling of its own: it gets the soothing answer of the first emotion. Deterministic:
+    choices depend on the dialogue's id alone. Dialogues of the test split take phrases that training never sees.
+    Raises MedComfortError for a language without phrase banks.
     """
     if dialogue.lang != "en":
         raise MedComfortError(
@@ -87,7 +89,8 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
         )
         soothing = f"{_ended(_after_greeting(dialogue.answer, opener))} {closer}"
         yield version_of(dialogue, "emotional", emotion, question, soothing)
-        yield version_of(dialogue, "soothing_answer", emotion, dialogue.question, soothing)
+        if emotion == chosen[0]:
+            yield version_of(dialogue, "soothing_answer", emotion, dialogue.question, soothing)
         yield version_of(dialogue, "comfort_only", emotion, question, f"{opener} {closer}")
 
 

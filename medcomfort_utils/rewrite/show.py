@@ -5,11 +5,16 @@ import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite.clean import sentences, words
+
+COUNTED = ("condition", "emotion", "intensity", "split")
 
 
 def dialogue(source: Dialogue) -> str:
@@ -34,13 +39,24 @@ def spread(items: Sequence, count: int) -> list:
     return list(items[::step])[:count]
 
 
-def variety(texts: Iterable[str]) -> pd.DataFrame:
+def counted(path: Path) -> pd.DataFrame:
+    """How many `versions` of each `condition`, `emotion`, `intensity` and `split` a file of rewrites holds."""
+    counts: Counter[tuple] = Counter()
+    with pq.ParquetFile(path) as file:
+        named = [name for name in COUNTED if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=named):
+            counts.update(tuple(row.get(name) or "" for name in COUNTED) for row in batch.to_pylist())
+    return pd.DataFrame([(*key, counts[key]) for key in sorted(counts, key=str)], columns=[*COUNTED, "versions"])
+
+
+def variety(texts: Iterable[str], limit: int = 1000) -> pd.DataFrame:
     """How little comforting texts repeat each other, one row of shares in [0, 1] and the counts they stand on.
 
     `distinct_2` (Li et al., 2016): different word pairs among all word pairs. `repeated_sentences`: sentences that
-    stand there more than once. `shared_openings`: texts whose first three words open another one too.
+    stand there more than once. `shared_openings`: texts whose first three words open another one too. Only the first
+    `limit` texts are read: the more text, the more repeats, so shares of different corpora compare at equal numbers.
     """
-    said = [[words(sentence) for sentence in sentences(text)] for text in texts]
+    said = [[words(sentence) for sentence in sentences(text)] for text in islice(texts, limit)]
     pairs = [pair for text in said for sentence in text for pair in zip(sentence, sentence[1:], strict=False)]
     whole = Counter(tuple(sentence) for text in said for sentence in text)
     first = Counter(tuple(word for sentence in text for word in sentence)[:3] for text in said)
@@ -54,16 +70,15 @@ def variety(texts: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
-def reasons(rejected: pd.DataFrame) -> pd.DataFrame:
-    """Why each version of `rejected.parquet` was rejected: a row for each gate that it failed."""
-    shown = ["dialogue_id", "condition", "emotion", "gate", "reason"]
-    rows = [
-        (*row[:3], gate["name"], gate["reason"])
-        for row in rejected[[*shown[:3], "gates"]].itertuples(index=False)
-        for gate in row.gates
-        if not gate["passed"]
-    ]
-    return pd.DataFrame(rows, columns=shown)
+def reasons(rejected: Iterable[Rewrite], limit: int = 8) -> pd.DataFrame:
+    """Why versions of `rejected.parquet` were rejected: a row for each gate that one failed, the first `limit`."""
+    rows = (
+        (rewrite.dialogue_id, rewrite.condition, rewrite.emotion, gate.name, gate.reason)
+        for rewrite in rejected
+        for gate in rewrite.gates
+        if not gate.passed
+    )
+    return pd.DataFrame(islice(rows, limit), columns=["dialogue_id", "condition", "emotion", "gate", "reason"])
 
 
 def _share(part: int, whole: int) -> float:
