@@ -1,5 +1,6 @@
 """Where things lie, and how files are written so that a crash never leaves half of one."""
 
+import errno
 import glob
 import json
 import os
@@ -70,7 +71,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         finally:
             remove(temporary)
     except OSError as error:
-        raise MedComfortError(f"{tidy(path)} could not be written: {error.strerror or error}.") from error
+        raise not_written(path, error) from error
+
+
+def not_written(path: str | Path, error: OSError) -> MedComfortError:
+    """The sentence about a file that could not be written, with what to do if the disk is full."""
+    hint = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return MedComfortError(f"{tidy(path)} could not be written: {error.strerror or error}{hint}.")
 
 
 def _sweep(path: Path) -> None:

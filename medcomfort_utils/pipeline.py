@@ -15,7 +15,7 @@ import yaml
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 
-from medcomfort_utils import fingerprint, paths, profile
+from medcomfort_utils import fingerprint, inputs, paths, profile
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.processes import locked, peak_memory
 from medcomfort_utils.profile import Run, Step
@@ -41,6 +41,7 @@ def reproduce(
     """
     run = profile.load(profile_name, settings, name)
     chosen = _chosen(run, only, start)
+    inputs.check(run, chosen)
     if dry_run:
         _go_through(run, chosen, force, dry_run=True)
         return run.folder
@@ -157,6 +158,8 @@ def _execute(step: Step, run: Run) -> None:
         raise MedComfortError(f"{tidy(step.notebook)} ({step.name}), {what} [{tidy(failed)}]") from None
     except (NoSuchKernel, RuntimeError, ValueError) as error:  # ValueError: no kernel is named in the notebook
         raise MedComfortError(f"{tidy(step.notebook)}: its Jupyter kernel did not start: {error}.") from error
+    except OSError as error:
+        raise paths.not_written(error.filename or copy, error) from error
     finally:
         paths.remove(running)
 

@@ -1,11 +1,9 @@
-"""A run as its profile tells it: the steps in order, every name and type checked before anything runs."""
+"""A run as its profile tells it: the steps in order, every name, type and value checked before anything runs."""
 
 import ast
-import difflib
 import itertools
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +12,10 @@ import nbformat
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from medcomfort_utils import paths
+from medcomfort_utils import paths, values
 from medcomfort_utils.paths import MedComfortError, tidy
+from medcomfort_utils.values import FILE_NAME, meant
 
-FILE_NAME = re.compile(r"\w[\w.-]*")
 ANNOTATIONS = {"str", "int", "float", "bool", "list", "dict", "None"}
 
 
@@ -72,7 +70,7 @@ class Run:
         found = [step for step in self.steps if step.name == name]
         found = found or [step for step in self.steps if step.notebook.stem == name]
         if not found:
-            raise MedComfortError(f"{self.profile} has no step {name!r}{_meant(name, [s.name for s in self.steps])}.")
+            raise MedComfortError(f"{self.profile} has no step {name!r}{meant(name, [s.name for s in self.steps])}.")
         return found
 
 
@@ -80,7 +78,7 @@ def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = N
     """Read a profile by name or path, apply `STEP.PARAM=VALUE` settings, and check all of it against the notebooks.
 
     `name` is the run's, and its folder's under runs/; by default the profile's own.
-    Raises MedComfortError for whatever is unknown, missing or of a wrong type.
+    Raises MedComfortError for whatever is unknown, missing, of a wrong type or out of range.
     """
     path = _find(str(profile))
     told = _read(path)
@@ -88,12 +86,16 @@ def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = N
     steps = [step for entry in told.steps for step in _steps(entry, path)]
     run = Run(name, told.description, tidy(path), paths.RUNS / name, steps)
     _expand_needs(run)
-    for setting in settings:
-        _apply(setting, run)
     declarations = {step.notebook: declared(step.notebook) for step in steps}
+    for setting in settings:
+        _apply(setting, run, declarations)
     for step in steps:
         step.parameters = _checked(step, declarations[step.notebook], run.profile)
         step.given = {key: step.parameters[key] for key in step.given}
+        try:
+            values.check(step.notebook.stem, run.filled(step.parameters))
+        except MedComfortError as error:
+            raise MedComfortError(f"{run.profile}, step {step.name}: {error}") from None
     return run
 
 
@@ -140,7 +142,7 @@ def _find(profile: str) -> Path:
         path = paths.PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in paths.PROFILES.glob("*.yaml"))
-        raise MedComfortError(f"There is no profile {profile!r}{_meant(profile, known)}.")
+        raise MedComfortError(f"There is no profile {profile!r}{meant(profile, known)}.")
     return path
 
 
@@ -172,10 +174,10 @@ def _steps(entry: _Entry, profile: Path) -> list[Step]:
         raise MedComfortError(f"{tidy(profile)}: there is no notebook {tidy(notebook)}.")
     for key in sorted(entry.matrix.keys() & entry.parameters.keys()):
         raise MedComfortError(f"{tidy(profile)}: {key} of {entry.notebook} stands in both matrix and parameters.")
-    for values in itertools.product(*entry.matrix.values()):
-        name = "-".join([entry.name or notebook.stem, *map(str, values)])
+    for varied in itertools.product(*entry.matrix.values()):
+        name = "-".join([entry.name or notebook.stem, *map(str, varied)])
         _file_name(name, f"{tidy(profile)}: the step's name")
-        given = entry.parameters | dict(zip(entry.matrix, values, strict=True))
+        given = entry.parameters | dict(zip(entry.matrix, varied, strict=True))
         steps.append(Step(name, notebook, entry.needs, given, set(entry.matrix)))
     return steps
 
@@ -193,53 +195,51 @@ def _expand_needs(run: Run) -> None:
         earlier.append(step.name)
 
 
-def _apply(setting: str, run: Run) -> None:
+def _apply(setting: str, run: Run, declarations: dict[Path, dict[str, tuple[str, Any]]]) -> None:
     target, equals, text = setting.partition("=")
     name, dot, parameter = target.rpartition(".")
     if not (equals and dot and parameter):
         raise MedComfortError(f"--set {setting}: write it as STEP.PARAM=VALUE.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MedComfortError(f"--set {setting}: the value is not valid YAML.") from error
-    # Who types a relative path means the folder they are in; a notebook takes it from the repository's root.
-    if isinstance(value, str) and not os.path.exists(paths.ROOT / value) and os.path.exists(value):
-        value = os.path.abspath(value)
     for step in run.select(name):
         if parameter in step.varied:
             raise MedComfortError(f"--set {setting}: {parameter} is what the matrix varies; choose a step by --only.")
-        step.given[parameter] = value
+        annotation = declarations[step.notebook].get(parameter, ("", None))[0]
+        try:
+            step.given[parameter] = _from_here(values.typed(text, annotation))
+        except yaml.YAMLError as error:
+            raise MedComfortError(f"--set {setting}: the value is not valid YAML.") from error
+
+
+def _from_here(value: Any) -> Any:
+    """A relative path that exists where one stands, made absolute: notebooks take paths from the repository's root."""
+    if isinstance(value, str) and ("/" in value or os.path.isfile(value)) and os.path.exists(value):
+        return value if os.path.exists(paths.ROOT / value) else os.path.abspath(value)
+    return value
 
 
 def _checked(step: Step, known: dict[str, tuple[str, Any]], profile: str) -> dict[str, Any]:
     """All parameters of the step, the notebook's defaults included; an int given for a float becomes one."""
+    where = f"{profile}, step {step.name}"
     strict = ConfigDict(strict=True, extra="forbid", validate_default=True, protected_namespaces=())
     try:
         return create_model("Parameters", __config__=strict, **known)(**step.given).model_dump()
     except ValidationError as error:
         problem = error.errors()[0]
     name, value = problem["loc"][0], problem["input"]
-    where = f"{profile}, step {step.name}"
     if problem["type"] == "extra_forbidden":
-        raise MedComfortError(f"{where}: {tidy(step.notebook)} has no parameter {name!r}{_meant(name, known)}.")
+        raise MedComfortError(f"{where}: {tidy(step.notebook)} has no parameter {name!r}{meant(name, known)}.")
     annotation = known[name][0]
-    raise MedComfortError(f"{where}: {name} must be {annotation}, not {value!r}{_float_hint(annotation, value)}.")
+    hint = _hint(annotation, value) if len(problem["loc"]) == 1 else ""
+    raise MedComfortError(f"{where}: {name} must be {annotation}, not {value!r}{hint}.")
 
 
-def _float_hint(annotation: str, value: object) -> str:
-    """YAML 1.1 reads `5e-6` as text, for want of a point."""
-    if "float" not in annotation or not isinstance(value, str):
-        return ""
-    try:
+def _hint(annotation: str, value: object) -> str:
+    """YAML 1.1 reads `5e-6` as text, for want of a point, and a list wants brackets."""
+    if "float" in annotation and values.is_number(value):
         return f"; write {yaml.safe_dump(float(value)).split()[0]}"
-    except ValueError:
-        return ""
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}" if close else f"; there are: {', '.join(known) or 'none'}"
+    if annotation.startswith("list") and isinstance(value, str | int) and not isinstance(value, bool):
+        return f"; write [{value}]"
+    return ""
 
 
 def _file_name(name: str, what: str) -> str:

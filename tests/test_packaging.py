@@ -137,7 +137,7 @@ def test_conda_installs_the_gpu_pins_and_the_package():
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     python = next(d for d in dependencies if str(d).startswith("python="))
     assert python.removeprefix("python=") in SpecifierSet(PROJECT["requires-python"])
-    assert dependencies[-1] == {"pip": ["-r requirements/gpu.txt", "-e .[gpu,dev]"]}
+    assert dependencies[-1] == {"pip": ["-r requirements/gpu.txt", f"-e .[{','.join(EXTRAS)}]"]}
 
 
 def test_every_exact_pin_and_cap_says_why():

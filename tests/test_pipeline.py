@@ -258,7 +258,10 @@ def test_a_full_disk_is_one_sentence(house, capsys, monkeypatch):
 
     monkeypatch.setattr(papermill, "execute_notebook", full)
     assert main(["reproduce", "--profile", "tiny"]) == 1
-    assert capsys.readouterr().err.startswith("medcomfort: No space left on device; make room")
+    assert capsys.readouterr().err == (
+        "medcomfort: runs/tiny/notebooks/02_use-dpo.ipynb could not be written: No space left on device; make room and "
+        "run the same command again.\n"
+    )
     assert set(stale()) == {"02_use-dpo", "02_use-kto"}
 
 
@@ -362,18 +365,18 @@ def test_only_and_from_need_finished_steps_before_them(house, capsys):
     ("setting", "sentence"),
     [
         ("01_make.txt=1", "step 01_make: notebooks/01_make.ipynb has no parameter 'txt'; did you mean 'text'."),
-        ("01_make.text=1", "text must be str, not 1."),
         ("01_make.count=1.5", "count must be int, not 1.5."),
         ("01_make.count=true", "count must be int, not True."),
-        ("01_make.rate=5e-6", "rate must be float, not '5e-6'; write 5.0e-06."),
+        ("01_make.rate=fast", "rate must be float, not 'fast'."),
+        ("01_make.numbers=3", "numbers must be list[int], not 3; write [3]."),
         ("01_make.numbers=[1, x]", "numbers must be list[int], not 'x'."),
         ("01_make.options=[1]", "options must be dict, not [1]."),
-        ("01_make.note=3", "note must be str | None, not 3."),
+        ("01_make.count=", "count must be int, not None."),
         ("01_make.wait=1", "wait must be bool, not 1."),
         ("01_mak.text=b", "has no step '01_mak'; did you mean '01_make'."),
         ("text=b", "--set text=b: write it as STEP.PARAM=VALUE."),
         ("01_make.text", "--set 01_make.text: write it as STEP.PARAM=VALUE."),
-        ("01_make.text=[", "the value is not valid YAML."),
+        ("01_make.numbers=[", "the value is not valid YAML."),
     ],
 )
 def test_settings_are_checked(house, setting, sentence):
@@ -390,6 +393,23 @@ def test_settings_are_typed_and_reach_every_step_of_a_notebook(house):
     assert made["rate"] == 2.0 and isinstance(made["rate"], float) and made["note"] == "x=y"
     assert [step["out_dir"] for step in used] == ["runs/other/sub"] * 2
     assert made["source"] == str(house / "given.json"), "a path typed at --set is relative to where one stands"
+
+
+TYPED = {
+    "text=": "", "text=null": "null", "text=~": "~", "text=[]": "[]", "text=[": "[", "text=true": "true",
+    "text=01": "01", "text=1e-4": "1e-4", "text=a: b": "a: b", "text=a #b": "a #b", "text= a ": " a ",
+    "text='01'": "01", 'text="a b"': "a b", "note=": None, "note=null": None, "note=no": "no", "note=3": "3",
+    "count=010": 10, "count=-3": -3, "rate=1e-4": 1e-4, "rate=5E-6": 5e-6, "rate=.5": 0.5, "rate=2": 2.0,
+    "wait=yes": True, "numbers=[]": [], "numbers=[1,2]": [1, 2], "options={}": {}, "options={a: 1}": {"a": 1},
+    "source=here": "here",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_what_is_typed_at_set_is_what_is_meant(house, typed):
+    (house / "elsewhere/here").mkdir()  # one stands in `elsewhere`; a word is no path
+    given = profile.load("tiny", [f"01_make.{typed}"]).steps[0].given[typed.partition("=")[0]]
+    assert given == TYPED[typed] and type(given) is type(TYPED[typed])
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     if told is MedComfortError:
-        assert str(raised.value) == f"{path.as_posix()} could not be written: No space left on device."
+        told = "could not be written: No space left on device; make room and run the same command again."
+        assert str(raised.value) == f"{path.as_posix()} {told}"
 
 
 def test_records_on_a_full_disk(tmp_path, monkeypatch):
@@ -197,7 +198,7 @@ def test_records_on_a_full_disk(tmp_path, monkeypatch):
 
     path = records.write_records(tmp_path / "dialogues.parquet", [SOURCE], Dialogue)
     monkeypatch.setattr(records.pq.ParquetWriter, "write_table", full)
-    with pytest.raises(MedComfortError, match=r"dialogues\.parquet could not be written: No space left on device\.$"):
+    with pytest.raises(MedComfortError, match=r"dialogues\.parquet could not be written: No space left on device"):
         records.write_records(path, [], Dialogue)
     monkeypatch.undo()
     assert records.read_records(path, Dialogue) == [SOURCE] and list(tmp_path.iterdir()) == [path]

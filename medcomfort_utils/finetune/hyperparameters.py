@@ -1,44 +1,20 @@
-"""One table of hyper-parameters, and the trainers' configurations made from it; no engine's default is relied on.
+"""The trainers' configurations made from one table of hyper-parameters; no engine's default is relied on.
 
 Unsloth changes defaults of TRL's configurations on a GPU, so every field that either sets differently is given here.
 Import this module after `engine.prepare`, since it imports TRL.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from medcomfort_utils.paths import MedComfortError
-
-
-class Hyper(BaseModel):
-    """Every hyper-parameter that shapes a run, for both engines. Units are optimiser steps unless said otherwise."""
-
-    model_config = ConfigDict(extra="forbid")
-    learning_rate: float = Field(gt=0)
-    max_steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)  # examples a device
-    accumulation: int = Field(1, gt=0)
-    beta: float = Field(0.1, gt=0)  # DPO and KTO: how strongly the reference model holds
-    sft_weight: float = Field(0.0, ge=0)  # DPO: weight of the SFT term on the chosen answer
-    desirable_weight: float = Field(1.0, ge=0)  # KTO; 0 is computed from the data: `checks.kto_weights`
-    undesirable_weight: float = Field(1.0, ge=0)  # KTO; 0 likewise
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)  # share of the steps
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(512, ge=0)  # tokens of prompt and answer; 0 is planned from the data: `checks.ready`
-    too_long: float = Field(0.01, ge=0, lt=1)  # share of the examples that may be longer, and are left out
-    save_steps: int = Field(100, gt=0)
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    save_dtype: Literal["", "float32", "bfloat16", "float16"] = ""  # of the saved model; empty takes dtype
-    lora_rank: int = Field(0, ge=0)  # 0 trains all weights
-    lora_alpha: int = Field(32, gt=0)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+from medcomfort_utils.values import Hyper, sentence
 
 
 def hyper(**values) -> Hyper:
@@ -46,10 +22,7 @@ def hyper(**values) -> Hyper:
     try:
         return Hyper(**values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise MedComfortError(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, not {problem['input']!r}."
-        ) from error
+        raise MedComfortError(sentence(error)) from error
 
 
 def from_parameters(parameters: dict[str, Any]) -> Hyper:

@@ -1,0 +1,64 @@
+"""The files and models that steps read: there already, or written by an earlier step of the same run."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medcomfort_utils import paths, values
+from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.profile import Run, Step
+
+MODELS = ("base", "init_from")  # parameters that may name a model of the hub too
+READ = {
+    "01_rewrite": ("source", "responses"),
+    "02_finetune": ("rewrites", *MODELS),
+    "03_evaluate": ("dialogues", "rewrites", "models_dir", "base", "claims"),
+    "04_figures": ("results_dir",),
+}
+WRITTEN = {"01_rewrite": ("dialogues.parquet", "rewrites.parquet"), "03_evaluate": ("results.json",)}
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def check(run: Run, chosen: list[Step]) -> None:
+    """Make sure that what the `chosen` steps read will be there.
+
+    Raises MedComfortError, naming step, parameter and path, for what neither exists nor is written by an earlier step.
+    """
+    written: list[Path] = []
+    for step in run.steps:
+        given = run.filled(step.parameters)
+        for name, path in _read(step.notebook.stem, given) if step in chosen else ():
+            if not (path.exists() or any(path.is_relative_to(w) or w.is_relative_to(path) for w in written)):
+                raise MedComfortError(
+                    f"{run.profile}, step {step.name}: {name}: there is no file or folder {paths.tidy(path)}, and no "
+                    "earlier step writes one."
+                )
+        written += _written(step.notebook.stem, given, run.folder)
+
+
+def _read(notebook: str, given: dict[str, Any]) -> Iterator[tuple[str, Path]]:
+    """(parameter, path) of what a step of that notebook reads."""
+    for name in READ[notebook] if values.model_of(notebook, given) else ():
+        value = given[name]
+        generated = name == "source" and (value == "clinic" or value.startswith("hf:"))
+        unused = name == "responses" and given["rewriter"] != "llm"
+        if not value or generated or unused or (name in MODELS and _from_hub(value)):
+            continue
+        for seed in given.get("seeds", [0]):
+            yield name, paths.resolve(value.format(seed=seed) if name in MODELS else value)
+
+
+def _from_hub(model: str) -> bool:
+    """Whether it can only be a hub id: a mistyped folder of this repository must not be asked of the hub."""
+    return bool(HUB_ID.fullmatch(model)) and not paths.resolve(model.split("/")[0]).exists()
+
+
+def _written(notebook: str, given: dict[str, Any], folder: Path) -> list[Path]:
+    """What a step of that notebook leaves for others; a notebook that is not ours may write anything into the run."""
+    if not values.model_of(notebook, given):
+        return [folder]
+    names = WRITTEN.get(notebook, ())
+    if notebook == "02_finetune":
+        names = [f"{given['name'] or given['method']}-seed{seed}" for seed in given["seeds"]]
+    return [paths.resolve(given["out_dir"]) / name for name in names]
