@@ -9,14 +9,15 @@ import pytest
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import EMOTIONS, Dialogue, Message, Rewrite
+from medcomfort_utils.rewrite.advice import new_advice
 from medcomfort_utils.rewrite.clean import sentences
 from medcomfort_utils.rewrite.clinic import generate, load_conditions, load_emotions
 from medcomfort_utils.rewrite.gates import check, report, sift, sifted
-from medcomfort_utils.rewrite.negation import denials, lost_denials, new_denials
+from medcomfort_utils.rewrite.negation import denials, lost_denials, new_denials, turned
 from medcomfort_utils.rewrite.quantities import numbers, unmatched
 from medcomfort_utils.rewrite.rewriters import rewrite_all, template_versions
 from medcomfort_utils.rewrite.safety import drugs, new_doses
-from medcomfort_utils.rewrite.support import sentence_similarity, unsupported
+from medcomfort_utils.rewrite.support import embedding_similarity, sentence_similarity, unsupported
 from medcomfort_utils.rewrite.wording import comforts, cues, plain
 
 QUESTION = "Hello doctor. I am 42 and for 3 weeks I have had a sore knee. What should I do?"
@@ -329,6 +330,71 @@ def test_without_sentence_transformers_a_model_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MedComfortError, match="needs the package sentence-transformers"):
         sentence_similarity.__wrapped__("./no-such-model")
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory):
+    """A random BERT of a few thousand weights in the layout of the hub, made here."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "raise", "put", "your", "leg", "up", "eat", "less", "salt"]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes)
+    transformers.BertModel(config).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def test_embeddings_are_a_second_opinion(tiny_encoder):
+    similarity = embedding_similarity(str(tiny_encoder))
+    same, other = similarity(["Raise your leg.", "Eat less salt."], ["Raise your leg."])
+    assert same == pytest.approx(1.0, abs=1e-5) and -1 <= other < same
+    assert similarity(["Eat less salt."], ["Put your leg up. " * 40, "Eat less salt."]) == pytest.approx(
+        [1.0], abs=1e-5
+    )
+    gates = check(dialogue(), rewrite(), similarity)
+    assert all(gate.passed for gate in gates)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path, tiny_encoder):
+    for file in tiny_encoder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(MedComfortError, match="cannot be loaded from safetensors"):
+        embedding_similarity(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "added"),
+    [
+        (ANSWER, "You can wait and see."),
+        (ANSWER, "Stop the tablets today."),
+        (ANSWER, "There is no need for a doctor."),
+        (ANSWER, "Take twice the dose."),
+        (ANSWER, "You can skip the follow-up."),
+        ("Do not stop the tablets.", "You may stop the tablets."),
+    ],
+)
+def test_advice_that_the_source_does_not_give_is_added(source, added):
+    assert new_advice(source, added) != []
+
+
+@pytest.mark.parametrize("said", ["Keep taking the tablets.", "Please do not stop the tablets.", "Take a slow breath."])
+def test_advice_of_the_source_in_other_words_and_practical_comfort_pass(said):
+    assert new_advice("Do not stop the tablets.", said) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The cream can irritate the skin.", "The cream can not irritate the skin."),
+        ("A scan is urgent in this case.", "A scan is not urgent in this case."),
+    ],
+)
+def test_a_clause_that_is_turned_round_is_found(one, other):
+    assert turned(other, one) != [] and turned(one, other) == [] == turned(other, other)
 
 
 def expressions(emotion):

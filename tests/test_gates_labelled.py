@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from medcomfort_utils.records import Dialogue, Message, Rewrite, content_id
+from medcomfort_utils.rewrite.advice import new_advice
 from medcomfort_utils.rewrite.gates import check
 
+ADDITIONS = Path(__file__).parent / "labelled" / "additions.yaml"
 FILE = Path(__file__).parent / "labelled" / "rewrites.yaml"
 # The gates that say what is wrong; one of them must fail, whatever else does.
 CATCHES = {
@@ -103,3 +105,18 @@ def test_good_rewrites_pass():
     good = judged().query("way == ''")
     stopped = good.loc[good["failed"].str.len() > 0, "failed"].tolist()
     assert len(stopped) <= 0.1 * len(good), stopped
+
+
+def test_sentences_slipped_into_good_rewrites():
+    """At first sight of `held_out` 59 % of its harmful sentences were found, and 26 % of its soothing ones stopped."""
+    hosts = [
+        dialogue(entry).answer
+        for entries in yaml.safe_load(FILE.read_text(encoding="utf-8")).values()
+        for entry in entries
+    ]
+    listed = yaml.safe_load(ADDITIONS.read_text(encoding="utf-8"))
+    sizes = {(part, kind): len(said) for part, kinds in listed.items() for kind, said in kinds.items()}
+    assert list(sizes.values()) == [90, 45, 30, 15]
+    for (part, kind), size in sizes.items():
+        found = sum(bool(new_advice(host, said)) for said in listed[part][kind] for host in hosts) / (size * len(hosts))
+        assert found >= 0.8 if kind == "harmful" else found <= 0.1, (part, kind, found)

@@ -7,13 +7,15 @@ Rules, not judges: "a feeling is named" is all that `emotion_present` says. How 
 import re
 from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite import safety
+from medcomfort_utils.rewrite.advice import new_advice
 from medcomfort_utils.rewrite.clean import language as language_of
 from medcomfort_utils.rewrite.clean import sentences, words
-from medcomfort_utils.rewrite.negation import lost_denials, new_denials
+from medcomfort_utils.rewrite.negation import lost_denials, new_denials, turned
 from medcomfort_utils.rewrite.quantities import numbers, unmatched
 from medcomfort_utils.rewrite.support import Similarity, same_care, unsupported
 from medcomfort_utils.rewrite.wording import (
@@ -105,18 +107,20 @@ def doses_kept(case: Case) -> str:
 
 def negations_kept(case: Case) -> str:
     """What is denied or forbidden stays so: "no fever", "never smoked", "do not stop"."""
-    lost = (f"{denied} ({side})" for side, old, new in case.sides for denied in lost_denials(old, new))
-    return _told("lost negation", lost)
+    lost = [(side, denied) for side, old, new in case.sides for denied in lost_denials(old, new)]
+    if len(case.sides) == 2:
+        lost += [("answer", words) for words in turned(case.answer, case.new_answer)]
+    return _told("lost negation", (f"{denied} ({side})" for side, denied in dict.fromkeys(lost)))
 
 
 def no_added_negation(case: Case) -> str:
     """Nothing is denied or forbidden that the source affirms; comfort ("you did not cause this") does not count."""
     added = []
     for side, old, new in case.sides:
-        for part in parts(new):
-            denied = new_denials(old, part)
+        for part in new_sentences(old, new):
+            denied = new_denials(old, part) + (turned(part, old) if side == "answer" else [])
             if denied and not (side == "answer" and (comforts(part) or warms(part, old))):
-                added += [f"{words} ({side})" for words in denied]
+                added += [f"{words} ({side})" for words in dict.fromkeys(denied)]
     return _told("added negation", added)
 
 
@@ -180,6 +184,12 @@ def comfort_present(case: Case) -> str:
 def no_false_reassurance(case: Case) -> str:
     """No outcome is promised that the source answer does not promise."""
     return _told("false reassurance", filter(None, [safety.false_reassurance(case.answer, case.new_answer)]))
+
+
+def no_added_advice(case: Case) -> str:
+    """No command, permission or excuse about medicine, care, tests or waiting that the source answer does not give."""
+    added = new_sentences(case.answer, case.new_answer)
+    return _told("added advice", chain.from_iterable(new_advice(case.answer, sentence) for sentence in added))
 
 
 _FOREIGN = re.compile(r"[\u0370-\u1fff\u3040-\ud7af\uff66-\uffdc]+")

@@ -29,6 +29,7 @@ _ANSWERING = (*_KEEPING, checks.facts_kept, checks.red_flags_kept, checks.questi
 _FEELING = (checks.emotion_present, checks.comfort_present)
 _SAYING = (
     checks.no_false_reassurance,
+    checks.no_added_advice,
     checks.language,
     checks.no_refusal,
     checks.no_role_leak,

@@ -7,11 +7,13 @@ not needed"). Rules for English, with the word lists under `denial` in `gates_en
 import re
 from collections.abc import Iterator
 from functools import cache, lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from medcomfort_utils.rewrite.wording import MARKS, content, lexicon, parts, stem, tokens
 
 AGREE = 0.5  # share of the denied stems that another denial must name to be the same one
+ALIKE = 0.75  # share of their content stems that two clauses have in common if one is the other reworded
 _FARTHEST = 6  # content stems after a negator that it denies, at most
 _IT = re.compile(r"\bstop\w* (?:it|them|this|that)\b")
 _SEGMENT = re.compile(r"[;:]")
@@ -133,9 +135,71 @@ def _segments(text: str) -> Iterator[str]:
     return (segment for part in parts(text) for segment in _SEGMENT.split(part))
 
 
+class _Clause(NamedTuple):
+    """A clause: its words, its content stems, what each "not" in it stands before, and if it may deny otherwise."""
+
+    words: str
+    stems: frozenset[str]
+    denied: tuple[frozenset[str], ...]
+    hints: bool
+
+
+@lru_cache(maxsize=1 << 14)
+def _clauses(sentence: str) -> tuple[_Clause, ...]:
+    """The clauses of a sentence with two content stems or more, and the sentence itself."""
+    words = tokens(sentence)
+    ends = [i for i, word in enumerate(words) if word in MARKS or word in _listed("breaks")]
+    spans = dict.fromkeys([words[i:j] for i, j in zip([0, *ends], [*ends, len(words)], strict=True)] + [words])
+    return tuple(clause for clause in map(_clause_of, spans) if len(clause.stems) > 1)
+
+
+def _clause_of(words: tuple[str, ...]) -> _Clause:
+    negators = (at for at, word in enumerate(words) if word in _listed("firm") or word in _listed("telling"))
+    near = tuple(_next_to(words, at) for at in negators)
+    said = " ".join(word for word in words if word not in MARKS)
+    hints = not _listed("instead_of_not").isdisjoint(words)
+    return _Clause(said, frozenset(map(stem, words)) - {""}, near, hints)
+
+
+def _next_to(words: tuple[str, ...], negator: int) -> frozenset[str]:
+    """The content stems of the three words after a negator, or of those before one that ends a clause."""
+    if _listed("idle").intersection(words[negator + 1 : negator + 2]):
+        return frozenset()
+    if not words[negator + 1 :] or words[negator + 1] in MARKS:
+        return frozenset(list(filter(None, map(stem, words[_clause(words, negator) : negator])))[-1:])
+    end = next((i for i in range(negator + 1, len(words)) if words[i] in MARKS), len(words))
+    return frozenset(map(stem, words[negator + 1 : min(end, negator + 4)])) - {""}
+
+
+def turned(denying: str, affirming: str) -> list[str]:
+    """The clauses of one text that deny what the other affirms in nearly the same words ("without food")."""
+    said = set(_read(affirming))
+    clauses, found = [clause for clause in _read(denying) if any(clause.denied) and clause not in said], []
+    if not clauses:
+        return found
+    others, still = _read(affirming), frozenset().union(*(denial.stems for denial in denials(affirming)))
+    for clause in clauses:
+        near = [other for other in others if _alike(clause.stems, other.stems)]
+        if any(other.hints or len(other.denied) >= len(clause.denied) for other in near):
+            continue
+        if any(each and each <= other.stems and not each <= still for each in clause.denied for other in near):
+            found.append(clause.words)
+    return list(dict.fromkeys(found))
+
+
+def _alike(stems: frozenset[str], others: frozenset[str]) -> bool:
+    return len(stems & others) >= ALIKE * max(len(stems), len(others))
+
+
+@lru_cache(maxsize=1024)
+def _read(text: str) -> tuple[_Clause, ...]:
+    return tuple(chain.from_iterable(map(_clauses, parts(text))))
+
+
 def lost_denials(source: str, rewritten: str) -> list[str]:
     """The firm denials of `source` that `rewritten` does not make, as words of the source."""
-    wanted = [denial for denial in denials(source) if denial.firm]
+    known = set(denials(rewritten))  # what stands there word for word need not be looked for
+    wanted = [denial for denial in denials(source) if denial.firm and denial not in known]
     if not wanted:
         return []
     said = [(segment, denials(segment), content(segment)) for segment in _segments(rewritten)]

@@ -36,11 +36,11 @@ def _window_stems(text: str) -> tuple[frozenset[str], ...]:
 
 def recall(statement: str, text: str) -> float:
     """Share (0-1) of the statement's content stems in the best window of `text` that gives all its numbers."""
-    wanted = content(statement)
+    wanted, given = content(statement), numbers(statement)
     best = 0.0
     for run, stems in zip(windows(text), _window_stems(text), strict=True):
         share = len(wanted & stems) / len(wanted) if wanted else 1.0
-        if share > best and not unmatched(statement, run):
+        if share > best and not (given and unmatched(statement, run)):
             best = share
     return best
 
@@ -82,6 +82,36 @@ def sentence_similarity(model: str) -> Similarity:
     def nearest(statements: Sequence[str], texts: Sequence[str]) -> list[float]:
         one, other = (encoder.encode(list(each), normalize_embeddings=True) for each in (statements, texts))
         return (one @ other.T).max(axis=1).tolist()
+
+    return nearest
+
+
+@cache
+def embedding_similarity(model: str, revision: str | None = None) -> Similarity:
+    """`Similarity` by a BERT-like encoder, from the hub or a folder: mean-pooled tokens (Reimers & Gurevych 2019).
+
+    `revision`: commit or tag of the hub. Weights are read from safetensors only, and no code of the model's is run.
+    Raises MedComfortError if the model cannot be loaded so.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+        encoder = AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise MedComfortError(f"The sentence model '{model}' cannot be loaded from safetensors: {error}") from error
+    longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def vectors(texts: Sequence[str]) -> torch.Tensor:
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        mask = batch["attention_mask"].unsqueeze(-1)
+        summed = (encoder.eval()(**batch).last_hidden_state * mask).sum(dim=1)
+        return torch.nn.functional.normalize(summed / mask.sum(dim=1), dim=1)
+
+    def nearest(statements: Sequence[str], texts: Sequence[str]) -> list[float]:
+        return (vectors(statements) @ vectors(texts).T).max(dim=1).values.tolist() if statements and texts else []
 
     return nearest
 

@@ -4,6 +4,7 @@ The word lists, for English, are in `gates_en.yaml` beside this file.
 """
 
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -95,14 +96,18 @@ def _content(sentence: str) -> frozenset[str]:
     return frozenset(map(stem, _tokens(sentence))) - {""}
 
 
+def pattern(written: Sequence[str], unless: str = "") -> re.Pattern:
+    """A list of cues as one pattern over `plain` text; `unless`: look-behinds that must not hold before one."""
+    either = "|".join(written).replace("...", r"(?:[\w']+ ){0,4}").replace("*", r"[\w']*")
+    either = either.replace("~", rf"(?:(?:{'|'.join(lexicon()['intensifiers'])}) ){{0,3}}")
+    return re.compile(rf"{unless}(?<![\w'])(?:{either})(?![\w'])")
+
+
 @cache
 def cues(name: str, emotion: str = "") -> re.Pattern:
     """One list of cues as one pattern over `plain` text; an emotion right after a "not" is none."""
     written = lexicon()[name][emotion] if emotion else lexicon()[name]
-    either = "|".join(written).replace("...", r"(?:[\w']+ ){0,4}").replace("*", r"[\w']*")
-    either = either.replace("~", rf"(?:(?:{'|'.join(lexicon()['intensifiers'])}) ){{0,3}}")
-    denied = r"(?<!\bnot )(?<!\bnever )(?<!\bno longer )" if emotion else ""
-    return re.compile(rf"{denied}(?<![\w'])(?:{either})(?![\w'])")
+    return pattern(written, r"(?<!\bnot )(?<!\bnever )(?<!\bno longer )" if emotion else "")
 
 
 def new_cue(cue: re.Pattern, source: str, rewritten: str) -> str:
