@@ -12,6 +12,7 @@ take: 4 N operations a token for the forward and backward pass of an adapter, 2 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -225,14 +226,16 @@ def matrix_rate(size: int = 1024) -> float:
     return 2 * size**3 / best
 
 
-def make_8b(folder: Path) -> str:
-    """Write a Llama of the 8 B shape with random weights, and the nano tokenizer beside it (16 GB)."""
+def make_llama(folder: Path, shape: dict, device: str) -> str:
+    """Write a Llama of that shape with random weights (the 8 B one: 16 GB), and the nano tokenizer beside it."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    with torch.device("cuda"):
-        LlamaForCausalLM(LlamaConfig(**LLAMA_8B)).to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(NANO_BASE).save_pretrained(folder)
+    with torch.device(device):
+        LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(NANO_BASE)
+    tokenizer.model_max_length = shape["max_position_embeddings"]  # the nano base's own is 512
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -243,13 +246,20 @@ def measured(arm: str, method: str, base: str, length: int, steps: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def arms(length: int) -> list[str]:
+    """Who takes part: the bare loop on a CPU only, Unsloth where it is installed."""
+    left_out = {"bare"} if length else set()
+    left_out |= set() if importlib.util.find_spec("unsloth") else {"unsloth"}
+    return [arm for arm in ARMS if arm not in left_out]
+
+
 def table_of(base: str, lengths: list[int], steps: int, repeats: int) -> dict[str, dict]:
     """Medians of each arm over rounds in which all take their turn."""
     rounds: dict[str, list[dict]] = {}
     for _ in range(repeats):
         for length in lengths:
             for method in METHODS:
-                for arm in ARMS if not length else ARMS[1:]:
+                for arm in arms(length):
                     name = f"{method}, {arm}" + (f", {length} tokens" if length else "")
                     rounds.setdefault(name, []).append(measured(arm, method, base, length, steps))
     medians = {}
@@ -293,11 +303,12 @@ def main() -> None:
     import torch
 
     names = ("torch", "transformers", "trl", "peft", "unsloth")
-    about = {"machine": machine(), "python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+    installed = {name: metadata.version(name) for name in names if importlib.util.find_spec(name)}
+    about = {"machine": machine(), "python": platform.python_version(), **installed}
     about |= {"matrix_rate_gflops": round(matrix_rate() / 1e9), "steps": options.steps, "repeats": options.repeats}
     with tempfile.TemporaryDirectory() as folder:
         cuda = torch.cuda.is_available()
-        base, lengths = (make_8b(Path(folder)), [1024, 2048]) if cuda else (str(NANO_BASE), [0])
+        base, lengths = (make_llama(Path(folder), LLAMA_8B, "cuda"), [1024, 2048]) if cuda else (str(NANO_BASE), [0])
         table = table_of(base, lengths, options.steps, options.repeats)
     print(*[f"{name}: {value}" for name, value in about.items()], shown(table), sep="\n")
     if options.json:

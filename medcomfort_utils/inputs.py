@@ -9,10 +9,10 @@ from medcomfort_utils import paths, values
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.profile import Run, Step
 
-MODELS = ("base", "init_from")  # parameters that may name a model of the hub too
+MODELS = ("base", "init_from", "encoder")  # parameters that may name a model of the hub too
 READ = {
-    "01_rewrite": ("source", "responses"),
-    "02_finetune": ("rewrites", *MODELS),
+    "01_rewrite": ("source", "responses", "encoder"),
+    "02_finetune": ("rewrites", "base", "init_from"),
     "03_evaluate": ("dialogues", "rewrites", "models_dir", "base", "claims"),
     "04_figures": ("results_dir",),
 }

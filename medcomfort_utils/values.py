@@ -35,6 +35,7 @@ class Rewriting(BaseModel):
     temperature: float = Field(ge=0, le=2)
     max_tokens: int = Field(ge=1)
     concurrency: int = Field(ge=1)
+    timeout: float = Field(gt=0)
     requests_per_minute: int = Field(ge=0)
     tokens_per_minute: int = Field(ge=0)
     max_tokens_total: int = Field(ge=0)

@@ -29,7 +29,6 @@ INSTANCES = {
     "pad": TOKENIZER.pad,
     "merge_and_unload": peft.tuners.lora.LoraModel.merge_and_unload,
     "delete_adapter": peft.PeftModel.delete_adapter,
-    "save_model": transformers.Trainer.save_model,
     "create_repo": huggingface_hub.HfApi.create_repo,
     "upload_folder": huggingface_hub.HfApi.upload_folder,
 }

@@ -20,7 +20,7 @@ import yaml
 from conftest import turn
 from finetuning import BOTH, EACH, HYPER, fit, notes, rows_of, same_weights, small_disk, undisturbed
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from medcomfort_utils import paths
 from medcomfort_utils.finetune import engine, examples, hyperparameters, nano, trainers
@@ -111,6 +111,41 @@ def test_a_model_that_the_hub_cannot_give_is_told_in_a_sentence(tiny, tmp_path):
     (tmp_path / "base" / "chat_template.jinja").unlink()
     with pytest.raises(MedComfortError, match="has no chat template"):
         engine.load(str(tmp_path / "base"))
+
+
+def spoilt(tiny, folder, name, content):
+    """A copy of the tiny model with one file changed: cut to half if `content` is None."""
+    shutil.copytree(tiny, folder)
+    file = folder / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
+    return str(folder)
+
+
+SPOILT = [
+    ("model.safetensors", None, "cannot be loaded"),
+    ("model.safetensors", b"", "cannot be loaded"),
+    ("config.json", None, "not a valid JSON file"),
+    ("config.json", b'{"model_type": "t5"}', "cannot be loaded"),
+    ("tokenizer.json", None, "the tokenizer of .* cannot be read; copy or download the model again"),
+    ("chat_template.jinja", b"{{ messages }", "chat template cannot render an example"),
+    ("chat_template.jinja", b"{{ raise_exception('no such role') }}", r"cannot render an example \(no such role\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "told"), SPOILT)
+def test_a_model_that_is_damaged_is_told_in_a_sentence(tiny, rewrites, tmp_path, name, content, told):
+    with pytest.raises(MedComfortError, match=told) as raised:
+        fit("sft", "lora", rewrites, spoilt(tiny, tmp_path / "base", name, content), tmp_path / "model")
+    assert "\n" not in str(raised.value) and not (tmp_path / "model").exists()
+
+
+def test_an_adapter_needs_its_projections(tiny, rewrites, tmp_path, tokenizer):
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=128)
+    config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, None
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(MedComfortError, match="^lora_rank: .*gpt2 has none of the projections q_proj, .* set it to 0"):
+        fit("sft", "lora", rewrites, str(tmp_path / "gpt2"), tmp_path / "model")
 
 
 def without_unsloth(monkeypatch, found):

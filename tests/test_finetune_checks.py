@@ -64,12 +64,70 @@ def test_the_trainers_own_tensors_are_looked_at(tiny, rewrites, tmp_path, method
         checks.labels(method, trainer)
 
 
+@EACH
+def test_an_end_that_is_taken_for_padding_is_refused(tiny, rewrites, tmp_path, method):
+    model, tokenizer = engine.load(tiny)
+    config = hyperparameters.arguments(method, HYPER, 0, tmp_path)
+    trainer = trainers.build(method, model, tokenizer, rows_of(method, rewrites), config, engine.adapter(4, 8))
+    collate = trainer.data_collator
+
+    def without_ends(rows):
+        batch, key = collate(rows), "labels" if method == "sft" else "completion_mask"
+        batch[key][batch["input_ids"] == tokenizer.eos_token_id] = -100 if method == "sft" else 0
+        return batch
+
+    trainer.data_collator = without_ends
+    with pytest.raises(MedComfortError, match="end token carries no loss"):
+        checks.labels(method, trainer)
+
+
+GIVEN = {"seeds": [0, 1], "name": "", "base": "data/nano_base", "init_from": "m/sft-seed{seed}", "push_to_hub": ""}
+WRONG = [
+    ({"seeds": []}, "^seeds must be different whole numbers"),
+    ({"seeds": [0, 0]}, "^seeds must be"),
+    ({"seeds": [True, 2]}, "^seeds must be"),
+    ({"seeds": ["0"]}, "^seeds must be"),
+    ({"seeds": [-1]}, "^seeds must be"),
+    ({"seeds": [2**32]}, "^seeds must be"),
+    ({"name": "../sft"}, "^name: '../sft' names a folder"),
+    ({"base": "models/{name}"}, r"^base: only \{seed\} can stand in braces"),
+    ({"init_from": "models/{}"}, "^init_from: only"),
+    ({"push_to_hub": "me/sft-{seed"}, "^push_to_hub: only"),
+    ({"push_to_hub": "me/sft"}, "^push_to_hub: 'me/sft' is one repository for all seeds"),
+    ({"push_to_hub": "me/a/{seed}"}, "^push_to_hub: 'me/a/{seed}' is no repository's name"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "told"), WRONG)
+def test_parameters_that_cannot_work_are_told_before_anything_is_loaded(monkeypatch, wrong, told):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    checks.parameters(GIVEN | {"push_to_hub": "me/sft-{seed}"})
+    with pytest.raises(MedComfortError, match=told) as raised:
+        checks.parameters(GIVEN | wrong)
+    assert "\n" not in str(raised.value)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(MedComfortError, match="^push_to_hub: set HF_TOKEN in the environment"):
+        checks.parameters(GIVEN | {"push_to_hub": "me/sft-{seed}"})
+
+
 def test_an_answer_preferred_to_itself_is_refused(tokenizer, rewrites):
     rows = [*rows_of("dpo", rewrites), row("Rest.", "Rest."), row("Rest.", "Walk.")]
     with pytest.raises(
         MedComfortError, match=rf"^1 of {len(rows)} examples prefer .* \(row {len(rows) - 1}: 'I have a c"
     ):
         checks.ready("dpo", rows, tokenizer, HYPER)
+
+
+def test_answers_that_differ_in_what_the_template_cuts_off_are_the_same(tokenizer, rewrites):
+    trimming = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    trimming.chat_template = tokenizer.chat_template.replace("message.content", "message.content.strip()")
+    rows = [*rows_of("dpo", rewrites), row("Rest.", "Rest. ")]
+    checks.ready("dpo", rows, tokenizer, HYPER)
+    with pytest.raises(MedComfortError, match=f"^1 of {len(rows)} examples prefer an answer to itself"):
+        checks.ready("dpo", rows, trimming, HYPER)
+    rows = [row("Tea.", label=True), row(" Tea.", label=False)]
+    with pytest.raises(MedComfortError, match="^2 of 2 examples prefer an answer to itself"):
+        checks.ready("kto", rows, trimming, HYPER)
 
 
 def test_an_answer_both_desirable_and_not_is_refused(tokenizer, rewrites):
@@ -122,6 +180,21 @@ def test_kto_with_batches_of_one_is_refused(tiny, tokenizer, rewrites, tmp_path)
     rows = [row(f"Rest {n}.", label=n > 3) for n in range(7)]
     kept, _ = checks.ready("kto", rows, tokenizer, changed(batch_size=3))
     assert kept == rows[:6]  # a last batch of one would be its own mismatched example
+
+
+def test_the_row_left_out_is_not_the_last_of_its_class(tokenizer):
+    rows = [row(f"Rest {n}.", label=n < 3) for n in range(4)]
+    with pytest.raises(MedComfortError, match="KTO needs desirable and undesirable answers; all 3 here are desirable"):
+        checks.ready("kto", rows, tokenizer, changed(batch_size=3, desirable_weight=0))
+
+
+@pytest.mark.parametrize(("wanted", "weight", "told"), [(9, 1, True), (1, 1, True), (4, 1, False), (9, 1 / 9, False)])
+def test_ktos_classes_out_of_balance_are_told(capsys, wanted, weight, told):
+    rows = [row(f"Rest {n}.", label=n < wanted) for n in range(10)]
+    checks.tell_balance("kto", rows, changed(desirable_weight=weight))
+    checks.tell_balance("sft", rows, HYPER)
+    said = capsys.readouterr().out
+    assert said.startswith(f"KTO is out of balance: {wanted} desirable") if told else not said
 
 
 COUNTS = [(300, 100), (100, 300), (7, 6), (1, 999), (100, 100)]

@@ -10,12 +10,12 @@ from collections import namedtuple
 import pandas as pd
 import pytest
 import torch
-from finetuning import HYPER, fit, loss, notes, rows_of, same_weights, small_disk, undisturbed
+from finetuning import HYPER, RANKS, fit, loss, notes, rows_of, same_weights, small_disk, undisturbed
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from medcomfort_utils import paths
-from medcomfort_utils.finetune import engine, survival, trainers
+from medcomfort_utils.finetune import engine, examples, survival, trainers
 from medcomfort_utils.paths import MedComfortError
 
 
@@ -83,37 +83,68 @@ class Count(TrainerCallback):
         self.steps.append(state.global_step)
 
 
-SLAIN = """
-import json, os, signal, sys
-from transformers import TrainerCallback
-from medcomfort_utils.finetune import hyperparameters, trainers
+SLAYER = """
+import itertools, json, os, random, signal, sys
+import datasets, torch
+from transformers import PreTrainedModel, TrainerState
+from medcomfort_utils.finetune import hyperparameters, survival, trainers
 
-class Die(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+def doomed(called, at):
+    begun = itertools.count(1)
+    def call(*given, **options):
+        if next(begun) == at:
             os.kill(os.getpid(), signal.SIGKILL)
+        return called(*given, **options)
+    return call
 
-plan, built = json.load(open("plan.json")), trainers.build
-def doomed(*parts):
-    trainer = built(*parts)
-    trainer.add_callback(Die)
-    return trainer
-trainers.build = doomed
-trainers.train("dpo", plan["rows"], hyperparameters.hyper(**plan["hyper"]), 0, plan["base"], plan["out"])
+plan, ends = json.load(open("plan.json")), {}
+for moment, (owner, name, at, method, rank) in plan["moments"].items():
+    process = os.fork()  # a copy is quicker than a process that imports torch; this one itself never computes
+    if process:
+        ends[moment] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        continue
+    datasets.fingerprint.fingerprint_rng.seed()  # or all copies would give their temporary files the same names
+    owner = {"torch": torch, "os": os, "torch.optim.AdamW": torch.optim.AdamW, "PreTrainedModel": PreTrainedModel,
+             "TrainerState": TrainerState, "survival": survival, "trainers": trainers}[owner]
+    setattr(owner, name, doomed(getattr(owner, name), at))
+    hyper = hyperparameters.hyper(**plan["hyper"], lora_rank=rank)
+    trainers.train(method, plan["rows"][method], hyper, 0, plan["base"], os.path.abspath(moment) + "/model")
+    os._exit(0)
+json.dump(ends, open("ends.json", "w"))
 """
+# Where the system kills the process: when this function is called for the nth time.
+MOMENTS = {
+    "between two steps": ("torch.optim.AdamW", "step", 4, "dpo", "lora"),
+    "while a checkpoint is written": ("torch", "save", 5, "sft", "full"),
+    "while its last file is written": ("TrainerState", "save_to_json", 2, "kto", "lora"),
+    "when the training is over": ("trainers", "_finish", 1, "dpo", "full"),
+    "while the model is written": ("PreTrainedModel", "save_pretrained", 1, "kto", "lora"),
+    "before the model takes its place": ("os", "replace", 1, "sft", "lora"),
+    "when all is written": ("survival", "sweep", 1, "kto", "full"),
+}
 
 
-def test_a_process_slain_by_the_system_is_survived_too(trained, tiny, rewrites, tmp_path):
-    folder, curves = trained("dpo", "lora")
-    hyper = HYPER.model_copy(update={"lora_rank": 4}).model_dump()
-    plan = {"rows": rows_of("dpo", rewrites), "hyper": hyper, "base": tiny, "out": str(tmp_path / "model")}
-    paths.write_json(tmp_path / "plan.json", plan)
+@pytest.fixture(scope="module")
+def slain(tiny, rewrites, tmp_path_factory):
+    """A folder for each moment, with what was left there by a process that the system killed."""
+    folder = tmp_path_factory.mktemp("slain")
+    moments = {moment: (*told[:4], RANKS[told[4]]) for moment, told in MOMENTS.items()}
+    rows, hyper = {m: rows_of(m, rewrites) for m in examples.METHODS}, HYPER.model_dump(exclude={"lora_rank"})
+    paths.write_json(folder / "plan.json", {"moments": moments, "rows": rows, "hyper": hyper, "base": tiny})
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", SLAIN], cwd=tmp_path, env=environment, timeout=120)
-    assert ended.returncode == -signal.SIGKILL and not (tmp_path / "model").exists()
-    resumed = fit("dpo", "lora", rewrites, tiny, tmp_path / "model")
-    assert resumed["step"].max() == 5 and loss(resumed) == pytest.approx(loss(curves), abs=1e-6)
-    assert same_weights(folder, tmp_path / "model")
+    subprocess.run([sys.executable, "-c", SLAYER], cwd=folder, env=environment, timeout=300, check=True)
+    assert set(paths.read_json(folder / "ends.json", "ends").values()) == {-signal.SIGKILL}
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_process_slain_by_the_system_at_any_moment_is_survived(trained, slain, tiny, rewrites, moment):
+    *_, method, way = MOMENTS[moment]
+    folder, curves = trained(method, way)
+    assert (slain / moment / "model").exists() == (moment == "when all is written")
+    resumed = fit(method, way, rewrites, tiny, slain / moment / "model")
+    assert loss(resumed) == pytest.approx(loss(curves), abs=1e-6)
+    assert same_weights(folder, slain / moment / "model") and os.listdir(slain / moment) == ["model"]
 
 
 @torch.no_grad()
@@ -152,9 +183,9 @@ def size(folder):
 
 @pytest.mark.parametrize("way", ["lora", "full"])
 def test_the_estimate_is_what_is_written(tiny, rewrites, tmp_path, monkeypatch, way):
-    """At the peak, all checkpoints, the trainer's own copy and the model that comes out lie on the disk together."""
-    seen, removed = [], trainers.remove
-    monkeypatch.setattr(trainers, "remove", lambda path: (seen.append(size(tmp_path)), removed(path)))
+    """At the peak, all checkpoints and the model that comes out lie on the disk together."""
+    seen, removed = [], survival.remove
+    monkeypatch.setattr(survival, "remove", lambda path: (seen.append(size(tmp_path)), removed(path)))
     estimates = []
     check = survival.check_disk
     monkeypatch.setattr(
@@ -211,10 +242,12 @@ def test_a_batch_that_cannot_be_halved_is_told(method, batch_size):
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path):
     assert survival.last_checkpoint(tmp_path) is None
-    for step, state in ((2, "{}"), (10, "{}"), (12, ""), (14, None)):
+    for step, state in ((2, "{}"), (10, "{}"), (12, ""), (14, None), (16, '{"step"'), (18, "{}")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        if step != 18:
+            (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
     assert survival.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
@@ -237,6 +270,40 @@ def test_a_finished_run_is_repeated_only_if_something_changed(trained, tiny, rew
     assert same_weights(folder, tmp_path / folder.name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("training.json", "{"), ("history.csv", None), ("model.safetensors", None)]
+)
+def test_a_model_that_is_not_whole_is_trained_again(trained, tiny, rewrites, tmp_path, name, content):
+    folder, curves = trained("sft", "full")
+    shutil.copytree(folder, tmp_path / folder.name)
+    (tmp_path / folder.name / name).unlink()
+    if content:
+        (tmp_path / folder.name / name).write_text(content)
+    assert fit("sft", "full", rewrites, tiny, tmp_path / folder.name).equals(curves)
+    assert same_weights(folder, tmp_path / folder.name)
+
+
+def test_what_earlier_trainings_left_is_swept_once_the_model_is_whole(tmp_path):
+    out, work = tmp_path / "sft-seed1", tmp_path / (".sft-seed1-" + "a" * 16)
+    names = [".sft-seed1-" + "b" * 16, ".sft-seed10-" + "b" * 16, ".sft-seed1-notes", "sft-seed1"]
+    for name in [*names, work.name, f"{work.name}/runs"]:
+        (tmp_path / name).mkdir()
+    survival.sweep(out, work)
+    assert sorted(os.listdir(tmp_path)) == sorted(names[1:]) and os.listdir(out) == ["logs"]
+
+
+def test_what_a_killed_run_left_is_not_asked_of_the_disk_again(tiny, tmp_path, monkeypatch):
+    model, tokenizer = engine.load(tiny)
+    work, usage = tmp_path / "work", namedtuple("usage", "total used free")
+    work.mkdir()
+    needed = survival.bytes_to_write(model, tokenizer, HYPER)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1000))
+    with pytest.raises(MedComfortError, match="make room"):
+        survival.check_disk(model, tokenizer, HYPER, work)
+    (work / "checkpoint").write_bytes(bytes(1000))
+    survival.check_disk(model, tokenizer, HYPER, work)
+
+
 def test_another_base_is_another_signature(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "base")
     assert survival.digest(tiny, "") == survival.digest(str(tmp_path / "base"), "")
@@ -248,10 +315,26 @@ def test_another_base_is_another_signature(tiny, tmp_path):
     assert survival.digest(tiny, "") != survival.digest(str(tmp_path / "base"), "")
 
 
-def test_a_disk_that_fills_while_training(tiny, rewrites, tmp_path):
-    with small_disk(100_000), pytest.raises(MedComfortError, match="A checkpoint in .* could not be written"):
-        fit("sft", "full", rewrites, tiny, tmp_path / "sft")
-    assert not (tmp_path / "sft").exists()
+@pytest.mark.parametrize(("way", "room"), [("full", 100_000), ("full", 600_000), ("lora", 9_000), ("lora", 60_000)])
+def test_a_disk_that_fills_while_training(tiny, rewrites, tmp_path, way, room):
+    """At the weights, at AdamW's state or at the tokenizer: three libraries, each with an exception of its own."""
+    with small_disk(room), pytest.raises(MedComfortError, match="A checkpoint in .* could not be written") as raised:
+        fit("sft", way, rewrites, tiny, tmp_path / "sft")
+    assert not (tmp_path / "sft").exists() and "make room on the disk" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "adapter_model.safetensors"])
+def test_a_checkpoint_that_is_damaged_is_told(trained, tiny, rewrites, tmp_path, monkeypatch, name):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        disturbing(patched, at_step(5, interrupt))
+        fit("sft", "lora", rewrites, tiny, tmp_path / "model")
+    (newest,) = tmp_path.glob(".model-*/checkpoint-4")
+    (newest / name).write_bytes((newest / name).read_bytes()[:200])
+    with pytest.raises(MedComfortError, match="if the newest checkpoint there is broken, remove it"):
+        fit("sft", "lora", rewrites, tiny, tmp_path / "model")
+    shutil.rmtree(newest)  # as told
+    fit("sft", "lora", rewrites, tiny, tmp_path / "model")
+    assert same_weights(trained("sft", "lora")[0], tmp_path / "model")
 
 
 def test_only_other_seeds_of_the_same_name_are_dropped(tmp_path):

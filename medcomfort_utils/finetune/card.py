@@ -1,6 +1,7 @@
 """The model card beside each model: where it comes from, what it was trained on and how, what it scores and is for."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -89,23 +90,45 @@ def licence_of(base: str) -> str:
     return str(head.get("license", ""))
 
 
+def renew(results_dir: str | Path) -> None:
+    """Write the cards of the models below `results_dir`/models anew, now that results.json lies beside them."""
+    for told in sorted((resolve(results_dir) / "models").glob("*/training.json")):
+        write(told.parent)
+
+
+def check_push(repository: str, seeds: Sequence[int]) -> None:
+    """Raise MedComfortError, before training, for a push that would fail: no token, no such name, one place for all."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not os.environ.get("HF_TOKEN"):
+        raise MedComfortError("push_to_hub: set HF_TOKEN in the environment to a token that may write.")
+    if len({repository.format(seed=seed) for seed in seeds}) < len(seeds):
+        raise MedComfortError(f"push_to_hub: '{repository}' is one repository for all seeds; write {{seed}} into it.")
+    try:
+        validate_repo_id(repository.format(seed=seeds[0]))
+    except HFValidationError as error:
+        raise MedComfortError(f"push_to_hub: '{repository}' is no repository's name ({error}).") from None
+
+
 def push(folder: str | Path, repository: str) -> str:
     """Upload a model's folder to a private hub repository (`owner/name`), made if need be; returns its address.
 
-    The token comes from the environment (HF_TOKEN). Raises MedComfortError if there is none, or the hub refuses.
+    The token comes from the environment (HF_TOKEN). Raises MedComfortError if the hub refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    if not os.environ.get("HF_TOKEN"):
-        raise MedComfortError("push_to_hub: set HF_TOKEN in the environment to a token that may write.")
     try:
         hub = HfApi()
         address = hub.create_repo(repo_id=repository, private=True, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=str(resolve(folder)), commit_message="Add the model")
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise MedComfortError(f"push_to_hub: {repository} could not be written ({reason[0]}).") from None
+        raise MedComfortError(
+            f"push_to_hub: {repository} could not be written ({reason[0].rstrip('.')}); the model is saved in "
+            f"{tidy(resolve(folder))}, and the same run again only pushes it."
+        ) from None
     return str(address)
 
 

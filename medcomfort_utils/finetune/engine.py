@@ -6,6 +6,7 @@ the imports inside the functions.
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -55,14 +56,18 @@ def source_of(model: str) -> str:
 
 
 def load_tokenizer(model: str, revision: str = ""):
-    """The tokenizer of a local folder or hub id; a MedComfortError if it brings no chat template."""
+    """The tokenizer of a local folder or hub id; a MedComfortError if it cannot be read or has no chat template."""
     from transformers import AutoTokenizer
 
+    source = source_of(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source_of(model), revision=revision or None, trust_remote_code=False)
-    except OSError as error:  # also what is raised for a hub id that does not exist, and without a network
-        reason = str(error).split("\n")[0]
-        raise MedComfortError(f"model: {model} has no tokenizer here, nor can the hub give one ({reason}).") from error
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or None, trust_remote_code=False)
+    except Exception as error:  # what a broken file raises is a plain Exception in tokenizers
+        if isinstance(error, OSError):  # also for a hub id that does not exist, and without a network
+            told = f"model: {model} has no tokenizer here, nor can the hub give one"
+        else:
+            told = f"model: the tokenizer of {model} cannot be read; copy or download the model again"
+        raise MedComfortError(f"{told} ({first_line(error)}).") from error
     if tokenizer.chat_template is None:
         raise MedComfortError(f"model: {model} has no chat template; take an instruct model.")
     if tokenizer.pad_token is None:
@@ -81,32 +86,50 @@ def load(
     """(model, tokenizer) from a local folder or hub id, ready to be trained in full or given an adapter.
 
     `dtype`: float32, bfloat16 or float16. `full`: all weights will be trained, which Unsloth wants to know.
-    Only safetensors are read and no remote code is run.
+    Only safetensors are read and no remote code is run. Raises MedComfortError if the weights cannot be read.
     """
-    import torch
+    from safetensors import SafetensorError
 
-    tokenizer, options = load_tokenizer(model, revision), _safe(revision)
-    if engine == "unsloth":
-        from unsloth import FastLanguageModel
-
-        loaded, _ = FastLanguageModel.from_pretrained(
-            source_of(model),
-            dtype=getattr(torch, dtype),
-            max_seq_length=max_length,
-            load_in_4bit=False,
-            full_finetuning=full,
-            use_gradient_checkpointing=checkpointing(),
-            use_exact_model_name=True,  # else it takes its own mirror of the hub model, whose commits are others
-            **options,
-        )
-    else:
-        from transformers import AutoModelForCausalLM
-
-        loaded = AutoModelForCausalLM.from_pretrained(source_of(model), dtype=getattr(torch, dtype), **options)
-        # one process a GPU under accelerate
-        loaded.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    tokenizer, source = load_tokenizer(model, revision), source_of(model)
+    try:
+        if engine == "unsloth":
+            loaded = _by_unsloth(source, dtype, revision, max_length, full)
+        else:
+            loaded = _by_transformers(source, dtype, revision)
+    except (OSError, ValueError, SafetensorError) as error:  # no weights, no causal language model, half a file
+        raise MedComfortError(f"model: {model} cannot be loaded ({first_line(error)}).") from error
     loaded.config.use_cache = False
     return loaded, tokenizer
+
+
+def _by_unsloth(source: str, dtype: str, revision: str, max_length: int, full: bool):
+    import torch
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.from_pretrained(
+        source,
+        dtype=getattr(torch, dtype),
+        max_seq_length=max_length,
+        load_in_4bit=False,
+        full_finetuning=full,
+        use_gradient_checkpointing=checkpointing(),
+        use_exact_model_name=True,  # else it takes its own mirror of the hub model, whose commits are others
+        **_safe(revision),
+    )[0]
+
+
+def _by_transformers(source: str, dtype: str, revision: str):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **_safe(revision))
+    # one process a GPU under accelerate
+    return loaded.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, at most 200 characters, for a message of one sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".: ")
 
 
 def _safe(revision: str) -> dict:
@@ -118,6 +141,26 @@ def checkpointing() -> str | bool:
     import torch
 
     return "unsloth" if torch.cuda.is_available() else False
+
+
+def of_a_file(error: Exception) -> bool:
+    """Whether an error tells of a file that could not be written or read.
+
+    Of a full disk or half a file torch raises RuntimeError, and tokenizers a plain Exception, with these words.
+    """
+    from safetensors import SafetensorError
+
+    words = ("os error", "PytorchStream", "inline_container")
+    return isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in words)
+
+
+def check_adaptable(model, name: str) -> None:
+    """Raise MedComfortError if the model has none of the projections that LoRA is put on, as GPT-2 has none."""
+    if not any(part.endswith(tuple(LORA_TARGETS)) for part, _ in model.named_modules()):
+        raise MedComfortError(
+            f"lora_rank: {name} has none of the projections {', '.join(LORA_TARGETS)}, where the adapter would be put; "
+            "set it to 0 to train all weights, or take another base model."
+        )
 
 
 def adapter(rank: int, alpha: int, dropout: float = 0.0):
@@ -158,8 +201,6 @@ def save(
 
     An adapter is merged into `base`, and kept apart in `adapter/` as well. `notes`: texts by file name, put beside.
     """
-    from safetensors import SafetensorError
-
     try:
         with replacing(out_dir) as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -167,8 +208,10 @@ def save(
             tokenizer.save_pretrained(temporary)
             for name, text in notes.items():
                 (temporary / name).write_text(text, encoding="utf-8")
-    except SafetensorError as error:  # what a full disk raises here is no OSError
-        raise MedComfortError(f"{tidy(resolve(out_dir))} could not be written: {error}.") from error
+    except Exception as error:
+        if not of_a_file(error):
+            raise
+        raise MedComfortError(f"{tidy(resolve(out_dir))} could not be written: {first_line(error)}.") from error
     return resolve(out_dir)
 
 
@@ -185,6 +228,15 @@ def _write(trained: Path, base: str, folder: Path, dtype: str, revision: str) ->
         (folder / "adapter").mkdir(parents=True)
         for path in files:
             shutil.copy(path, folder / "adapter")
+        _name_base(folder / "adapter" / "adapter_config.json", base)
         model = PeftModel.from_pretrained(model, trained).merge_and_unload()
     model.config.use_cache = True
     model.save_pretrained(folder)
+
+
+def _name_base(config: Path, base: str) -> None:
+    """Name the adapter's base as the parameters did: where it lies on this machine is nobody else's path."""
+    told = json.loads(config.read_text(encoding="utf-8"))
+    source = source_of(base)
+    told["base_model_name_or_path"] = tidy(source) if Path(source).is_absolute() else source
+    config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")

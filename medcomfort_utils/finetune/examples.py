@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from jinja2 import TemplateError
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import REJECTED, Rewrite, to_preference, to_sft, to_unpaired
@@ -54,7 +55,11 @@ def encoded(row: dict, tokenizer) -> list[tuple[str, list[int], list[int]]]:
 
 
 def _tokens(tokenizer, messages: list[dict], **options) -> list[int]:
-    return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+    try:
+        return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+    except TemplateError as error:  # broken, or it refuses these messages
+        said = str(error).splitlines()[0]
+        raise MedComfortError(f"The model's chat template cannot render an example ({said}).") from error
 
 
 def rendered(row: dict, tokenizer) -> pd.DataFrame:

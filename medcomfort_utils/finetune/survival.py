@@ -1,8 +1,10 @@
 """How a long training survives: checkpoints, NaN, a full disk, too little GPU memory; and what is not done twice."""
 
+import glob
 import hashlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +17,35 @@ from medcomfort_utils.finetune.hyperparameters import Hyper
 from medcomfort_utils.paths import MedComfortError, remove, resolve, tidy
 
 KEPT = 2  # checkpoints kept; while a new one is written, there is one more
+MARK = re.compile(r"[0-9a-f]{16}")  # a signature
+
+
+def work_folder(out_dir: Path, mark: str) -> Path:
+    """Where a training of this signature keeps its checkpoints; a MedComfortError if nothing can be written there."""
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MedComfortError(f"out_dir: {tidy(out_dir.parent)} cannot be a folder ({error.strerror}).") from error
+    return out_dir.with_name(f".{out_dir.name}-{mark}")
 
 
 def last_checkpoint(work_dir: Path) -> str | None:
-    """The newest whole checkpoint: trainer_state.json is written last, so one without it was cut short."""
-    found = [p.parent for p in work_dir.glob("checkpoint-*/trainer_state.json") if p.stat().st_size]
-    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+    """The newest whole checkpoint; trainer_state.json is written last, so one without it, or half of it, was cut."""
+    found = [path.parent for path in work_dir.glob("checkpoint-*/trainer_state.json") if _whole(path)]
+    return str(max(found, key=step_of)) if found else None
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The optimiser step after which a checkpoint was written."""
+    return int(Path(checkpoint).name.split("-")[1])
+
+
+def _whole(state: Path) -> bool:
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return any(state.parent.glob("optimizer*"))  # without it AdamW would begin anew, and say nothing
 
 
 class NoPoisonedCheckpoint(TrainerCallback):
@@ -88,8 +113,8 @@ def halved(method: str, hyper: Hyper) -> Hyper:
 def bytes_to_write(model, tokenizer, hyper: Hyper) -> int:
     """About how many bytes a training has on the disk at its peak.
 
-    A checkpoint holds the trained weights and AdamW's two numbers for each; at the end the trainer's own copy of what
-    was trained stands beside the model that comes out, until that is whole.
+    A checkpoint holds the trained weights and AdamW's two numbers for each; at the end they stand beside the model that
+    comes out, until that is whole.
     """
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -99,17 +124,20 @@ def bytes_to_write(model, tokenizer, hyper: Hyper) -> int:
     checkpoints = min(KEPT + 1, math.ceil(hyper.max_steps / hyper.save_steps))
     size = torch.finfo(getattr(torch, hyper.save_dtype or hyper.dtype)).bits // 8
     whole = sum(p.numel() for p in frozen or trained) * size + (weights if frozen else 0)
-    return checkpoints * (3 * weights + tokens) + (weights + tokens) + (whole + tokens)
+    return checkpoints * (3 * weights + tokens) + (whole + tokens)
 
 
-def check_disk(model, tokenizer, hyper: Hyper, out_dir: Path) -> None:
-    """Raise MedComfortError before training starts if the disk has no room for what will be written."""
-    needed = bytes_to_write(model, tokenizer, hyper)
-    there = next(folder for folder in out_dir.parents if folder.exists())
-    free = shutil.disk_usage(there).free
+def check_disk(model, tokenizer, hyper: Hyper, work_dir: Path) -> None:
+    """Raise MedComfortError before training starts if the disk has no room for what will be written to `work_dir`.
+
+    What a run that was killed left there is part of it already.
+    """
+    written = sum(path.stat().st_size for path in work_dir.rglob("*") if path.is_file())
+    needed = bytes_to_write(model, tokenizer, hyper) - written
+    free = shutil.disk_usage(work_dir.parent).free
     if needed > free:
         raise MedComfortError(
-            f"out_dir: about {needed / 1e9:.2f} GB will be written under {tidy(out_dir.parent)}, and "
+            f"out_dir: about {needed / 1e9:.2f} GB will be written under {tidy(work_dir.parent)}, and "
             f"{free / 1e9:.2f} GB are free there; make room, or choose another out_dir."
         )
 
@@ -124,14 +152,30 @@ def digest(model: str, revision: str) -> str:
     source = engine.source_of(model)
     if not Path(source).is_absolute():
         return f"{model}@{revision}"
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(source).glob("*.safetensors"))]
+    sums = []
+    for path in sorted(Path(source).glob("*.safetensors")):
+        with path.open("rb") as file:
+            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
     return " ".join(sums)
 
 
 def is_finished(out_dir: Path, mark: str) -> bool:
-    """Whether `out_dir` already holds the model of this signature."""
-    notes = out_dir / "training.json"
-    return notes.is_file() and json.loads(notes.read_text(encoding="utf-8"))["signature"] == mark
+    """Whether `out_dir` already holds the whole model of this signature."""
+    try:
+        told = json.loads((out_dir / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    there = any(out_dir.glob("*.safetensors")) and (out_dir / "history.csv").is_file()
+    return there and told.get("signature") == mark
+
+
+def sweep(out_dir: Path, work_dir: Path) -> None:
+    """Once the model is whole: keep a tracker's logs with it, and remove what its trainings left, killed ones too."""
+    if (work_dir / "runs").is_dir():  # where TensorBoard's events were written
+        shutil.move(work_dir / "runs", out_dir / "logs")
+    for left in out_dir.parent.glob(f".{glob.escape(out_dir.name)}-*"):
+        if MARK.fullmatch(left.name.rpartition("-")[2]):
+            remove(left)
 
 
 def drop_other_seeds(models_dir: str | Path, name: str, seeds: Sequence[int]) -> None:

@@ -9,7 +9,6 @@ import argparse
 import gc
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +18,14 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
-from safetensors import SafetensorError
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import set_seed
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from medcomfort_utils import paths, profile, records
 from medcomfort_utils.finetune import card, checks, engine, examples, survival
 from medcomfort_utils.finetune.hyperparameters import Hyper, arguments, from_parameters
-from medcomfort_utils.paths import MedComfortError, remove, resolve, tidy
+from medcomfort_utils.paths import MedComfortError, resolve, tidy
 
 CURVES = (
     "loss",
@@ -101,13 +99,15 @@ def train(
     settings = {"model": out_dir.name.rsplit("-seed", 1)[0], "method": method, "seed": seed, "base": base}
     settings |= {"start": start, "revision": revision, "engine": engine_name, **hyper.model_dump()}
     mark = survival.signature(settings=settings, rows=rows, base=survival.digest(start, revision))
+    work_dir = survival.work_folder(out_dir, mark)
     if not survival.is_finished(out_dir, mark):
-        work_dir = out_dir.with_name(f".{out_dir.name}-{mark}")
+        checks.tell_balance(method, rows, hyper)
         trainer, used = _fitted(method, rows, hyper, settings, work_dir, report_to)
         told = {"signature": mark, "examples": len(rows), "data": data, **settings}
         told |= {"batch_size": used.batch_size, "accumulation": used.accumulation}
         _finish(trainer, work_dir, out_dir, hyper, told)
     if PartialState().is_main_process:
+        survival.sweep(out_dir, work_dir)
         card.write(out_dir)
     PartialState().wait_for_everyone()
     return pd.read_csv(out_dir / "history.csv")
@@ -131,26 +131,36 @@ def _fitted(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any
 def _fit(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], work_dir: Path, report_to: str):
     start, engine_name, seed = settings["start"], settings["engine"], settings["seed"]
     used = {"dtype": hyper.dtype, "revision": settings["revision"], "max_length": hyper.max_length}
-    set_seed(seed)
-    lora = engine.adapter(hyper.lora_rank, hyper.lora_alpha, hyper.lora_dropout)
-    model, tokenizer = engine.load(start, engine_name, **used, full=lora is None)
-    if lora and engine_name == "unsloth":
-        model, lora = engine.attach(model, lora, seed, hyper.max_length), None
     # Where each row is seen more than once, its reference is computed once; then full training needs no frozen copy.
     # Several processes would look for it in each other's temporary folders.
     repeated = hyper.max_steps * hyper.batch_size * hyper.accumulation > len(rows)
     precompute = method != "sft" and repeated and PartialState().num_processes == 1
+    config = arguments(method, hyper, seed, work_dir, report_to, precompute)  # refuses what cannot be, before it loads
+    set_seed(seed)
+    lora = engine.adapter(hyper.lora_rank, hyper.lora_alpha, hyper.lora_dropout)
+    model, tokenizer = engine.load(start, engine_name, **used, full=lora is None)
+    if lora:
+        engine.check_adaptable(model, start)
+    if lora and engine_name == "unsloth":
+        model, lora = engine.attach(model, lora, seed, hyper.max_length), None
     copied = method != "sft" and hyper.lora_rank == 0 and not precompute
     reference = engine.load(start, "trl", **used)[0].eval() if copied else None
-    config = arguments(method, hyper, seed, work_dir, report_to, precompute)
     trainer = build(method, model, tokenizer, rows, config, lora, reference)
     survival.check_disk(trainer.model, tokenizer, hyper, work_dir)
     survival.stop_at_nan(trainer, work_dir)
+    last = survival.last_checkpoint(work_dir)
     try:
-        trainer.train(resume_from_checkpoint=survival.last_checkpoint(work_dir))
-        trainer.save_model(str(work_dir / "trained"))  # by all processes: a sharded model is gathered
-    except (OSError, SafetensorError) as error:
-        raise MedComfortError(f"A checkpoint in {tidy(work_dir)} could not be written or read: {error}.") from error
+        if last and survival.step_of(last) >= hyper.max_steps:  # transformers would train a step more
+            trainer.state = TrainerState.load_from_json(f"{last}/trainer_state.json")
+        else:
+            trainer.train(resume_from_checkpoint=last)  # writes a checkpoint after its last step
+    except Exception as error:
+        if not engine.of_a_file(error):
+            raise
+        raise MedComfortError(
+            f"A checkpoint in {tidy(work_dir)} could not be written or read ({engine.first_line(error)}); make room on "
+            "the disk, or if the newest checkpoint there is broken, remove it to go on from the one before."
+        ) from error
     return trainer
 
 
@@ -163,10 +173,8 @@ def _finish(trainer, work_dir: Path, out_dir: Path, hyper: Hyper, told: dict[str
         }
         dtype = hyper.save_dtype or hyper.dtype
         tokenizer = trainer.processing_class
-        engine.save(work_dir / "trained", told["start"], tokenizer, out_dir, dtype, notes, told["revision"])
-        if (work_dir / "runs").is_dir():  # where TensorBoard's events were written
-            shutil.move(work_dir / "runs", out_dir / "logs")
-        remove(work_dir)
+        trained = Path(survival.last_checkpoint(work_dir))
+        engine.save(trained, told["start"], tokenizer, out_dir, dtype, notes, told["revision"])
     trainer.accelerator.wait_for_everyone()
 
 
@@ -175,6 +183,7 @@ def train_seeds(parameters: dict[str, Any], engine_name: str) -> pd.DataFrame:
 
     Models of other seeds under the same name are removed. Beside the models lies `<name>.json`, the parameters.
     """
+    checks.parameters(parameters)
     given = parameters | {"name": parameters["name"] or parameters["method"]}
     method, name, out_dir = given["method"], given["name"], resolve(given["out_dir"])
     rewritten, hyper = records.read_records(given["rewrites"], records.Rewrite), from_parameters(given)

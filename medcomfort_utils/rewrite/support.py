@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
-from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.paths import MedComfortError, resolve
 from medcomfort_utils.rewrite.quantities import numbers, unmatched
 from medcomfort_utils.rewrite.wording import content, lexicon, parts, tokens
 
@@ -87,18 +87,21 @@ def sentence_similarity(model: str) -> Similarity:
 
 
 @cache
-def embedding_similarity(model: str, revision: str | None = None) -> Similarity:
+def embedding_similarity(model: str, revision: str = "") -> Similarity:
     """`Similarity` by a BERT-like encoder, from the hub or a folder: mean-pooled tokens (Reimers & Gurevych 2019).
 
-    `revision`: commit or tag of the hub. Weights are read from safetensors only, and no code of the model's is run.
-    Raises MedComfortError if the model cannot be loaded so.
+    `revision`: commit or tag of the hub; empty for a folder. Weights are read from safetensors only, and no code of
+    the model's is run. Raises MedComfortError if the model cannot be loaded so.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    model = str(resolve(model)) if resolve(model).is_dir() else model
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
-        encoder = AutoModel.from_pretrained(model, revision=revision, trust_remote_code=False, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or None, trust_remote_code=False)
+        encoder = AutoModel.from_pretrained(
+            model, revision=revision or None, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise MedComfortError(f"The sentence model '{model}' cannot be loaded from safetensors: {error}") from error
     longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
