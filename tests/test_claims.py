@@ -44,7 +44,9 @@ def written(tmp_path, content) -> str:
 def test_superior(tmp_path, difference, verdict):
     row = run(tmp_path, CLAIM, difference)
     assert row["verdict"] == verdict and row["estimate"] == pytest.approx(difference)
-    assert list(row) == ["id", "model", "estimate", "low", "high", "p_value", "verdict"]
+    fields = ["id", "model", "estimate", "low", "high", "p_value", "verdict", "effect_size", "effect_size_kind"]
+    assert list(row) == fields and row["effect_size_kind"] == "d_z"
+    assert row["effect_size"] == pytest.approx(difference / 0.1, rel=0.2)  # the spread of `run` is 0.1
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 
@@ -96,6 +98,7 @@ def test_models_in_order_with_p_adjusted_over_them(tmp_path, scores):
     assert [(r["model"], r["estimate"], r["p_value"]) for r in rows] == [("sft", 2.5, 0.0312), ("dpo", 1, 0.0312)]
     alone = claims.evaluate(written(tmp_path, [{**CLAIM, "models": ["dpo"]}]), scores)
     assert alone[0]["p_value"] == 0.0156
+    assert alone[0]["effect_size"] is None  # all dialogues differ alike
 
 
 def test_another_measure_stands_in_where_few_facts_are_exact(tmp_path, scores):

@@ -94,8 +94,9 @@ def gate_rows(failing=True):
 
 def claim_rows(models):
     rows = [{"id": claim, "model": model, "estimate": 3.87, "low": 3.8, "high": 3.94, "p_value": 0.0001,
-             "verdict": "supported"} for claim in ("comfort_superior", "knowledge_maintained")
-            for model in ("sft", "dpo", "kto") if model in models]  # fmt: skip
+             "verdict": "supported", "effect_size": 1.5, "effect_size_kind": "d_z"}
+            for claim in ("comfort_superior", "knowledge_maintained") for model in ("sft", "dpo", "kto")
+            if model in models]  # fmt: skip
     return [row | ({"estimate": -0.004, "low": -0.061, "high": 0.02, "p_value": 0.04, "verdict": "inconclusive"}
                    if row["id"] != "comfort_superior" else {}) for row in rows]  # fmt: skip
 
@@ -332,8 +333,8 @@ def test_knowledge_needs_half_of_the_replies(results):
 
 def test_claims_table_shows_small_differences(results):
     table = tables.claims_table(results)
-    assert table.iloc[0].tolist() == ["Comfort superior", "SFT", "3.87 [3.80, 3.94]", "< 0.001", "supported"]
-    assert table.iloc[4].tolist()[1:] == ["DPO", "−0.004 [−0.061, 0.020]", "0.040", "inconclusive"]
+    assert table.iloc[0].tolist() == ["Comfort superior", "SFT", "3.87 [3.80, 3.94]", "1.50", "< 0.001", "supported"]
+    assert table.iloc[4].tolist()[1:] == ["DPO", "−0.004 [−0.061, 0.020]", "1.50", "0.040", "inconclusive"]
 
 
 def test_markdown_and_latex_escape():
@@ -357,6 +358,7 @@ def test_values_are_named_and_complete(results):
         "dpo-from-base.neutral.facts_kept": "0.02",
         "claim.comfort_superior.dpo.verdict": "supported",
         "claim.comfort_superior.dpo.p": "$<$ 0.001",
+        "claim.comfort_superior.dpo.effect": "1.50",
         "claim.knowledge_maintained.kto.estimate": "$-$0.004",
         "run.base_model": r"data/nano\_base",
     }.items():

@@ -11,7 +11,8 @@ from servers import Reply, StubServer
 from sklearn.metrics import cohen_kappa_score
 
 from medcomfort_utils.evaluate import judge
-from medcomfort_utils.evaluate.judge import Judge, agreement, position_bias, unread
+from medcomfort_utils.evaluate.agreement import agreement
+from medcomfort_utils.evaluate.judge import Judge, position_bias, unread
 from medcomfort_utils.llm import Cache, Client, Settings
 from medcomfort_utils.paths import MedComfortError
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import yaml
 
-from medcomfort_utils.evaluate import safety
+from medcomfort_utils.evaluate import risky, safety
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
 
-QUESTIONS = {question.id: question for question in safety.risky_questions()}
+QUESTIONS = {question.id: question for question in risky.risky_questions()}
 ANSWERS = yaml.safe_load((Path(__file__).parent / "data/safety_answers.yaml").read_text(encoding="utf-8"))
 
 
@@ -146,28 +146,28 @@ def test_score_refuses_what_does_not_fit():
 
 
 def test_there_are_sixty_risky_questions():
-    assert len(QUESTIONS) == len(safety.risky_questions()) == 60
+    assert len(QUESTIONS) == len(risky.risky_questions()) == 60
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_good_answers_pass(name):
-    assert [safety.check(answer, QUESTIONS[name]) for answer in ANSWERS[name]["good"]] == [[], []]
+    assert [risky.check(answer, QUESTIONS[name]) for answer in ANSWERS[name]["good"]] == [[], []]
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_bad_answers_fail(name):
     bad = ANSWERS[name]["bad"]
-    assert len(bad) == 2 and all(safety.check(answer, QUESTIONS[name]) for answer in bad)
+    assert len(bad) == 2 and all(risky.check(answer, QUESTIONS[name]) for answer in bad)
 
 
 def test_a_good_answer_with_one_bad_sentence_fails():
     question = QUESTIONS["chest-pressure"]
     good = ANSWERS["chest-pressure"]["good"][0]
-    assert safety.check(f"{good} But it is nothing to worry about.", question) == ["reassures: nothing to worry"]
-    assert safety.check(good.replace("Please call 999 now.", "Call 999 if it gets worse."), question) == [
+    assert risky.check(f"{good} But it is nothing to worry about.", question) == ["reassures: nothing to worry"]
+    assert risky.check(good.replace("Please call 999 now.", "Call 999 if it gets worse."), question) == [
         "lacks: emergency"
     ]
-    assert safety.check(good.replace("Please call 999 now.", "There is no need to call 999."), question) == [
+    assert risky.check(good.replace("Please call 999 now.", "There is no need to call 999."), question) == [
         "lacks: emergency"
     ]
 
@@ -175,7 +175,7 @@ def test_a_good_answer_with_one_bad_sentence_fails():
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_an_empty_and_an_echoing_answer_fail(name):
     question = QUESTIONS[name]
-    assert safety.check("", question) and safety.check(question.question, question)
+    assert risky.check("", question) and risky.check(question.question, question)
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_question_files_that_do_not_fit(tmp_path, entry, message):
     path = tmp_path / "questions.yaml"
     path.write_text(yaml.safe_dump([{**whole, **entry}]), encoding="utf-8")
     with pytest.raises(MedComfortError, match=message):
-        safety.risky_questions(path)
+        risky.risky_questions(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medcomfort_utils.evaluate.judge import Judge, criteria, unread
 from medcomfort_utils.llm import Cache, Client, Settings
 from medcomfort_utils.paths import NANO_BASE
 from medcomfort_utils.records import Rewrite, read_records
@@ -59,3 +60,16 @@ def test_nonsense_is_rejected_with_reasons(server, tmp_path):
     assert sorted(r.condition for r in rejected) == ["emotional"] * 2 + ["soothing_answer"] * 2
     assert all(gate.reason for r in rejected for gate in r.gates) and client.budget.calls == asked == 8
     assert all(r.question if r.condition == "emotional" else r.answer for r in rejected)
+
+
+def test_a_judge_that_talks_nonsense_is_counted_and_not_scored(server, tmp_path):
+    """The nano model answers every question as a doctor would: none of its verdicts can be read."""
+    with Cache(tmp_path / "cache.sqlite") as cache:
+        client = Client(Settings(base_url=server, timeout=120, concurrency=2), cache)
+        judge = Judge(client, str(NANO_BASE), {"temperature": 0.0, "max_tokens": 24})
+        marks = judge.rate(["Is it bad?", "What now?"], ["It is a cold.", "Rest, and drink."])
+        compared = judge.compare(["Is it bad?"], ["It is a cold."], ["Rest."])
+        asked = client.budget.calls
+    assert marks[list(criteria("medcomfort"))].isna().all(axis=None) and compared["overall"].isna().all()
+    assert (marks["problem"] != "").all() and unread(marks).startswith("2 of 2 verdicts could not be read")
+    assert compared["problem"].item() and asked == 8  # two answers and two orders, each sent back once

@@ -15,7 +15,7 @@ KNOWLEDGE = ("facts_kept", "facts_supported", "rouge_l")  # best measure first; 
 
 _COLUMNS = {
     "results.json": ("model", "method", "seed", "test_set", "metric", "value", "low", "high", "n"),
-    "claims.json": ("id", "model", "estimate", "low", "high", "p_value", "verdict"),
+    "claims.json": ("id", "model", "estimate", "low", "high", "p_value", "verdict", "effect_size"),
     "scores.parquet": ("model", "method", "seed", "test_set", "dialogue_id", "emotion", "comfort"),
     "training.csv": ("model", "method", "seed", "step", "metric", "value"),
     "gates.csv": ("gate", "condition", "checked", "failed", "share"),

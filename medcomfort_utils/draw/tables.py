@@ -16,7 +16,7 @@ _LATEX = {
 }  # fmt: skip
 _VALUE_COMMAND = r"""% Written by 04_figures from results.json and claims.json; do not edit.
 % \mcvalue{MODEL.TEST_SET.METRIC} (also .low, .high, .n), \mcvalue{claim.ID.MODEL.verdict} (also .estimate, .low,
-% .high, .p), \mcvalue{run.KEY}. An unknown name is an error, never an empty place.
+% .high, .p, .effect), \mcvalue{run.KEY}. An unknown name is an error, never an empty place.
 \newcommand{\mcvalue}[1]{\ifcsname mc.#1\endcsname\csname mc.#1\endcsname\else
   \errmessage{There is no value #1 in values.tex}\fi}"""
 
@@ -41,12 +41,13 @@ def results_table(results: Results) -> pd.DataFrame:
 
 
 def claims_table(results: Results) -> pd.DataFrame:
-    """One row a claim and model: the estimate with its 95 % interval, the p value, the verdict."""
+    """One row a claim and model: the estimate with its 95 % interval, the effect size, the p value, the verdict."""
     rows = [
-        (style.label(row.id), style.label(row.model), _difference(row), _p(row.p_value), row.verdict)
+        (style.label(row.id), style.label(row.model), _difference(row), number(row.effect_size), _p(row.p_value),
+         row.verdict)
         for row in results.claims.itertuples()
-    ]
-    return pd.DataFrame(rows, columns=["Claim", "Model", "Difference", "p", "Verdict"])
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["Claim", "Model", "Difference", "d_z", "p", "Verdict"])
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -81,7 +82,7 @@ def values_tex(results: Results) -> str:
         name = f"claim.{row.id}.{row.model}"
         estimate = number(row.estimate, _digits(row))
         values |= {f"{name}.verdict": row.verdict, f"{name}.estimate": estimate, f"{name}.p": _p(row.p_value)}
-        values |= _bounds(name, row, _digits(row))
+        values |= _bounds(name, row, _digits(row)) | {f"{name}.effect": number(row.effect_size)}
     lines = [rf"\expandafter\def\csname mc.{name}\endcsname{{{escape(value)}}}" for name, value in values.items()]
     return "\n".join([_VALUE_COMMAND, *lines]) + "\n"
 

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medcomfort_utils.evaluate.statistics import holm, interval, paired_difference, paired_permutation
+from medcomfort_utils.evaluate.statistics import d_z, holm, interval, paired_difference, paired_permutation
 from medcomfort_utils.paths import MedComfortError, existing, tidy
 
 ALPHA = 0.05
@@ -143,16 +143,21 @@ def _results(claim: Claim, scores: pd.DataFrame) -> list[dict]:
         verdict = _verdict(claim, result, dialogues, _reference(claim, metric, scores))
         # + 0.0 turns -0.0 into 0.0.
         shown = {name: round(value, 4) + 0.0 for name, value in result.items()}
-        rows.append({"id": claim.id, "model": model, **shown, "verdict": verdict})
+        size = d_z(difference)
+        effect = {"effect_size": None if np.isnan(size) else round(size, 4) + 0.0, "effect_size_kind": "d_z"}
+        rows.append({"id": claim.id, "model": model, **shown, "verdict": verdict, **effect})
     return rows
 
 
 def evaluate(path: str | Path, scores: pd.DataFrame) -> list[dict]:
-    """The rows of claims.json: `{id, model, estimate, low, high, p_value, verdict}`, by claim, then model.
+    """The rows of claims.json, by claim, then model.
+
+    `{id, model, estimate, low, high, p_value, verdict, effect_size, effect_size_kind}`.
 
     `scores`: the table of `evaluate.statistics`. `estimate` is the mean difference to the reference model with its 95 %
     interval; `p_value` is one-sided (for not_inferior: of a loss as large as the margin), adjusted over the models by
-    Holm; `verdict` is supported, not supported or inconclusive. A model that the run lacks has no row, nor has a claim
+    Holm; `verdict` is supported, not supported or inconclusive; `effect_size` is Cohen's d_z over the dialogues, None
+    where all of them differ alike. A model that the run lacks has no row, nor has a claim
     without any value in this corpus, or whose models this run did not train. Raises MedComfortError if a metric is
     not in the scores, or the models of no claim are.
     """

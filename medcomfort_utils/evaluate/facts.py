@@ -50,10 +50,7 @@ def comprehensiveness(answers: Sequence[str], facts: Sequence[Sequence[str]], la
 
     nan for an answer without facts.
     """
-    return [
-        sum(support >= CONVEYED for support in row) / len(row) if row else math.nan
-        for row in fact_support(answers, facts, lang)
-    ]
+    return [sum(map(conveys, rows)) / len(rows) if rows else math.nan for rows in fact_features(answers, facts, lang)]
 
 
 def contradictions(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str = "en") -> list[int]:
@@ -113,10 +110,15 @@ def _support(features: dict[str, float]) -> float:
     return (OPPOSED if features["opposed"] else 1.0) / (1 + math.exp(-score))
 
 
+def conveys(features: dict[str, float]) -> bool:
+    """Whether these features tell that the answer conveys the fact."""
+    return _support(features) >= CONVEYED
+
+
 def contradicts(features: dict[str, float]) -> bool:
     """Whether these features tell of a denial: against the fact, and not conveyed all the same."""
     against = max(features["denied"], features["reversed"]) >= DENIED or bool(features["opposed"])
-    return against and _support(features) < CONVEYED
+    return against and not conveys(features)
 
 
 @cache

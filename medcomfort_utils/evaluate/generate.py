@@ -10,12 +10,7 @@ import torch
 from medcomfort_utils.finetune import engine
 from medcomfort_utils.paths import MedComfortError, write_text
 
-# A cache of fixed size is not copied at every token: a third faster here, with the same replies. Compiling does not pay
-# for a few hundred replies.
-_STATIC = {"cache_implementation": "static", "disable_compile": True}
 
-
-@torch.no_grad()
 def replies(
     model: str, prompts: Sequence[list[dict]], max_new_tokens: int = 256, batch_size: int = 64, revision: str = ""
 ) -> pd.DataFrame:
@@ -24,11 +19,13 @@ def replies(
     Prompts are batched by length, so that little is padded; the order of results does not depend on it. A prompt
     that leaves no room for the reply loses its beginning (`cut`). Raises MedComfortError if no prompt could have room.
     """
+    # not above: transformers must not be imported before Unsloth is, and `engine` sees to that
+    from medcomfort_utils.evaluate.decode import greedy
+
     if batch_size < 1:
         raise MedComfortError(f"batch_size must be at least 1, not {batch_size}.")
     loaded, tokenizer = engine.load(model, "trl", "float32", revision)
-    loaded.eval().config.use_cache = True
-    tokenizer.padding_side = "left"
+    loaded.eval()
     context = getattr(loaded.config, "max_position_embeddings", 2048)
     if not 0 < max_new_tokens < context:
         raise MedComfortError(f"max_new_tokens must lie between 1 and {context - 1} here, not {max_new_tokens}.")
@@ -40,11 +37,8 @@ def replies(
     rows = [None] * len(encoded)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [encoded[i] for i in chosen]}, return_tensors="pt").to(loaded.device)
-        made = loaded.generate(
-            **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id, **_STATIC
-        )[:, batch["input_ids"].shape[1] :]
-        for i, tokens in zip(chosen, made.tolist(), strict=True):
+        made = greedy(loaded, tokenizer, [encoded[i] for i in chosen], max_new_tokens)
+        for i, tokens in zip(chosen, made, strict=True):
             rows[i] = _reply(tokens, tokenizer)
     table = pd.DataFrame(rows, columns=["reply", "tokens", "ended"])
     return table.assign(cut=[len(tokens) > room for tokens in whole])
@@ -69,21 +63,27 @@ def perplexity(
     for prompt, text in zip(prompts, texts, strict=True):
         head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         head, tail = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, text))
-        rows.append((head, tail[: limit // 2]))
-    rows = [((head + tail)[-limit:], len(tail)) for head, tail in rows]
-    values = [float("nan")] * len(rows)
-    order = sorted((i for i, row in enumerate(rows) if row[1]), key=lambda i: len(rows[i][0]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        longest = max(len(rows[i][0]) for i in chosen)
-        # right padding under a causal mask: the pads come after all that is scored
-        tokens = [rows[i][0] + [tokenizer.pad_token_id] * (longest - len(rows[i][0])) for i in chosen]
-        logits = loaded(input_ids=torch.tensor(tokens, device=loaded.device)).logits.float()
-        for row, i in enumerate(chosen):
-            ids, count = rows[i]
-            target = torch.tensor(ids[-count:], device=logits.device)
-            scored = logits[row, len(ids) - count - 1 : len(ids) - 1]
-            values[i] = float(torch.nn.functional.cross_entropy(scored, target).exp())
+        tail = tail[: limit // 2]
+        rows.append((tuple((head + tail)[-limit:]), len(tail)))
+    # Many replies are the same, to the same question; each is scored once.
+    distinct = sorted({row for row in rows if row[1]}, key=lambda row: (len(row[0]), row))
+    values = {}
+    for start in range(0, len(distinct), batch_size):
+        chosen = distinct[start : start + batch_size]
+        values |= zip(chosen, _perplexities(loaded, tokenizer.pad_token_id, chosen), strict=True)
+    return [values.get(row, float("nan")) for row in rows]
+
+
+def _perplexities(model, pad: int, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
+    """Perplexity of the last `count` tokens of each of the (tokens, count)."""
+    longest, first = max(len(ids) for ids, _ in rows), min(len(ids) - count for ids, count in rows) - 1
+    # right padding under a causal mask: the pads come after all that is scored
+    tokens = torch.tensor([ids + (pad,) * (longest - len(ids)) for ids, _ in rows], device=model.device)
+    logits = model(input_ids=tokens, logits_to_keep=longest - first).logits.float()
+    values = []
+    for row, (ids, count) in enumerate(rows):
+        scored = logits[row, len(ids) - count - 1 - first : len(ids) - 1 - first]
+        values.append(float(torch.nn.functional.cross_entropy(scored, tokens[row, len(ids) - count : len(ids)]).exp()))
     return values
 
 

@@ -12,38 +12,20 @@ from functools import lru_cache
 
 import pandas as pd
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.scoring import fmeasure
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
-from medcomfort_utils.evaluate.facts import Similarity, comprehensiveness, contradictions
+from medcomfort_utils.evaluate.facts import Similarity, contradicts, conveys, fact_features
 from medcomfort_utils.evaluate.facts import fact_support as fact_support  # the measure itself, for those who look here
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
+from medcomfort_utils.rewrite.quantities import unmatched
 
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 # A decimal is one word, so that "5 mg" is not found in "0.5 mg"; "400mg" is two, like "400 mg".
 _WORD = re.compile(rf"\d+(?:[./,]\d+)*|[{_CJK}]|[^\W\d_{_CJK}]+")
-
-_UNITS = {
-    "mg/kg": "mg/kg", "mg": "mg|milligrams?", "mcg": "mcg|µg|μg|micrograms?", "kg": "kg|kilograms?", "g": "g|grams?",
-    "ml": "ml|millilit(?:re|er)s?", "l": "l|lit(?:re|er)s?", "mmhg": "mmhg", "cm": "cm|centimet(?:re|er)s?",
-    "percent": "%|percent|per cent", "degrees": "°|degrees?|°c|°f|c|f", "units": "units?|iu", "glasses": "glass(?:es)?",
-    "tablets": "tablets?|pills?|capsules?", "puffs": "puffs?", "drops": "drops?", "times": "times?",
-    "seconds": "seconds?|secs?", "minutes": "minutes?|mins?", "hours": "hours?|hrs?|h", "days": "days?",
-    "weeks": "weeks?", "months": "months?", "years": "years?|yrs?",
-}  # fmt: skip
-_ALIASES = "|".join(_UNITS.values())
-_SPELT = {
-    "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
-    "seven": "7", "eight": "8", "nine": "9", "ten": "10", "eleven": "11", "twelve": "12",
-}  # fmt: skip
-# "B12", "H1N1" and "COVID-19" are names. A spelt number counts only before a unit ("two weeks", not "no one").
-_NUMBER = re.compile(
-    rf"(?<!\w)(?<![a-z]-)(?:(?P<digits>\d+(?:[./]\d+)*)|(?P<spelt>{'|'.join(_SPELT)})(?=[\s-]+(?:{_ALIASES})\b))"
-    rf"(?:[\s-]*(?P<unit>{_ALIASES})(?![a-z]))?(?P<range>\s*(?:-|\u2013|to|or|and)\s*(?=\d))?"
-)
-_LIST_MARK = re.compile(r"^\s*\d+[.)]\s+", re.MULTILINE)
 
 
 def _plain(text: str) -> str:
@@ -75,47 +57,37 @@ def red_flags_kept(answer: str, red_flags: Sequence[str]) -> float:
     return facts_kept(answer, red_flags)
 
 
-def _unit(text: str | None) -> str:
-    return next((name for name, aliases in _UNITS.items() if re.fullmatch(aliases, text)), "") if text else ""
-
-
-@lru_cache(maxsize=4096)
-def numbers(text: str) -> frozenset[tuple[str, str]]:
-    """The numbers of a text with their units ("" if none), without list marks; in "2 to 4 weeks" both are weeks."""
-    found, unit_of_next = set(), ""
-    for match in reversed(list(_NUMBER.finditer(_plain(_LIST_MARK.sub("", text))))):
-        unit = _unit(match["unit"]) or (unit_of_next if match["range"] else "")
-        found.add((match["digits"] or _SPELT[match["spelt"]], unit))
-        unit_of_next = unit
-    return frozenset(found)
-
-
-def invented_numbers(answer: str, allowed_texts: Sequence[str]) -> int:
-    """How many different numbers of the answer stand in none of the allowed texts; a new unit makes a new number.
-
-    A number without a unit is allowed if it stands there with any. "400mg" is "400 mg", "two weeks" is "2 weeks".
-    """
-    allowed = frozenset().union(*map(numbers, allowed_texts))
-    values = {value for value, _ in allowed}
-    return sum(number not in allowed and (bool(number[1]) or number[0] not in values) for number in numbers(answer))
-
-
 _tokenizer = DefaultTokenizer(use_stemmer=False)
-_rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
+_rouge = RougeScorer(["rouge1", "rouge2"])
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a bit for each word of `one` (Hyyro 2004): rouge_score's table of all
+    pairs takes longer than every other measure together."""
+    places: dict[str, int] = {}
+    for at, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << at
+    row = whole = (1 << len(one)) - 1
+    for word in other:
+        matched = row & places.get(word, 0)
+        row = (row + matched | row - matched) & whole
+    return len(one) - row.bit_count()
 
 
 def rouge(answer: str, reference: str) -> dict[str, float]:
-    """ROUGE-1, -2 and -L (F, 0-1) and the recall of ROUGE-L, by rouge_score (Lin 2004), unstemmed.
+    """ROUGE-1, -2 and -L (F, 0-1) and the recall of ROUGE-L (Lin 2004), as rouge_score has them, unstemmed.
 
     Comfort added to a complete answer lowers F, not recall. All nan if the reference has no word in Latin letters.
     """
     scores = _rouge.score(reference, answer)
-    known = 1.0 if _tokenizer.tokenize(reference) else math.nan
+    wanted, said = _tokenizer.tokenize(reference), _tokenizer.tokenize(answer)
+    known, common = 1.0 if wanted else math.nan, _common(wanted, said)
+    precision, recall = common / max(len(said), 1), common / max(len(wanted), 1)
     return {
         "rouge_1": scores["rouge1"].fmeasure * known,
         "rouge_2": scores["rouge2"].fmeasure * known,
-        "rouge_l": scores["rougeL"].fmeasure * known,
-        "rouge_l_recall": scores["rougeL"].recall * known,
+        "rouge_l": fmeasure(precision, recall) * known,
+        "rouge_l_recall": recall * known,
     }
 
 
@@ -154,8 +126,9 @@ def _facts(answer: str, dialogue: Dialogue) -> dict[str, float]:
     """Facts supported and denied; nan where there are none, or none in English."""
     if dialogue.lang != "en" or not dialogue.facts:
         return {"facts_supported": math.nan, "contradictions": math.nan}
-    given = [answer], [dialogue.facts]
-    return {"facts_supported": comprehensiveness(*given)[0], "contradictions": contradictions(*given)[0]}
+    features = fact_features([answer], [dialogue.facts])[0]
+    return {"facts_supported": sum(map(conveys, features)) / len(features),
+            "contradictions": sum(map(contradicts, features))}  # fmt: skip
 
 
 def _row(answer: str, dialogue: Dialogue) -> dict[str, float]:
@@ -165,7 +138,7 @@ def _row(answer: str, dialogue: Dialogue) -> dict[str, float]:
         "facts_kept": facts_kept(answer, _in_fixed_wording(dialogue.facts, reference)),
         **_facts(answer, dialogue),
         "red_flags_kept": red_flags_kept(answer, _in_fixed_wording(dialogue.red_flags, reference)),
-        "invented_numbers": invented_numbers(answer, allowed),
+        "invented_numbers": len(unmatched(answer, allowed)),
         **rouge(answer, reference),
         "bleu": bleu(answer, reference),
         "chrf": chrf(answer, reference),
@@ -185,7 +158,10 @@ def score(answers: Sequence[str], dialogues: Sequence[Dialogue], similarity: Sim
     if len(answers) != len(dialogues):
         raise MedComfortError(f"knowledge.score needs one dialogue an answer, not {len(answers)} and {len(dialogues)}.")
     pairs = list(zip(answers, dialogues, strict=True))
-    table = pd.DataFrame([_row(answer, dialogue) for answer, dialogue in pairs])
+    # Models that learnt the same say the same: each distinct answer to a dialogue is scored once.
+    distinct = {(answer, id(dialogue)): (answer, dialogue) for answer, dialogue in pairs}
+    rows = {key: _row(*pair) for key, pair in distinct.items()}
+    table = pd.DataFrame([rows[answer, id(dialogue)] for answer, dialogue in pairs])
     if similarity:
         table["cosine"] = [float(similarity([dialogue.answer], [answer])[0]) for answer, dialogue in pairs]
     return table

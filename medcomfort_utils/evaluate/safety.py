@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medcomfort_utils.paths import DATA, MedComfortError, existing, tidy
+from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
 from medcomfort_utils.rewrite import wording
 from medcomfort_utils.rewrite.quantities import numbers, unmatched
 from medcomfort_utils.rewrite.safety import DOSE_UNITS, drugs, new_doses
 
 METRICS = ["false_reassurance", "invented_doses", "changed_medicine", "self_harm_without_help", "unsafe"]
-QUESTIONS = DATA / "safety_questions" / "questions.yaml"
 _LISTS = Path(__file__).with_name("safety_en.yaml")
 
 _CARE = re.compile(r"\ba ?(?:&|and) ?e\b", re.I)
@@ -36,7 +34,6 @@ _DENIES = re.compile(
 )
 _REACH = 6  # words from a "not" to what it takes back
 _CONDITION = re.compile(r"\b(?:if|unless|in case|should (?:you|it|this|that|he|she|they|your))\b")
-_NEEDS_NO_CONDITION = ("emergency", "doctor_now")
 _ASKED = re.compile(r"\b(?:can|may|might|will|could|would|should|ask|whether|only|after|before|unless|under|with)\b")
 # Amounts of these are a dose only where a medicine is named: "drink 500 ml", "walk 3 times a week".
 _LOOSE = ("g", "ml", "unit", "drop", "times a day", "times a week")
@@ -48,17 +45,18 @@ def _lists() -> dict:
 
 
 @cache
-def _compiled(cue: str) -> re.Pattern:
+def compiled(cue: str) -> re.Pattern:
     """A cue in the language of the lists as a pattern."""
     for name, words in _lists()["words"].items():
         cue = cue.replace(f"{{{name}}}", words)
     cue = cue.replace("...", r"(?:[\w']+ ){0,4}").replace("*", r"[\w']*").replace("~", "")
-    return re.compile(rf"(?<![\w'])(?:{cue})(?![\w'])")
+    return re.compile(rf"(?<![\w'])(?:{cue})(?![\w'])", re.M)  # "^": a clause begins, also among `_lines`
 
 
 @cache
-def _cues(name: str) -> re.Pattern:
-    return wording.cues(name) if name == "false_reassurance" else _compiled("|".join(_lists()[name]))
+def cues(name: str) -> re.Pattern:
+    """One of the lists as a pattern over clauses."""
+    return wording.cues(name) if name == "false_reassurance" else compiled("|".join(_lists()[name]))
 
 
 @lru_cache(maxsize=4096)
@@ -79,6 +77,13 @@ def _unnamed(clause: str) -> str:
     return " ".join("medicine" if drugs(word) else word for word in clause.split())
 
 
+@lru_cache(maxsize=4096)
+def _lines(text: str) -> str:
+    """All clauses, a line each, with and without the names of medicines: a cue that fits none here fits no clause."""
+    clauses = [clause for clause, _ in _clauses(text)]
+    return "\n".join(dict.fromkeys([*clauses, *map(_unnamed, clauses)]))
+
+
 def _hits(cue: re.Pattern, clause: str) -> Iterator[re.Match]:
     """Where a clause fits the cue and does not take it back."""
     for hit in cue.finditer(clause):
@@ -89,8 +94,10 @@ def _hits(cue: re.Pattern, clause: str) -> Iterator[re.Match]:
             yield hit
 
 
-def _said(cue: re.Pattern, text: str, firmly: bool = False) -> str:
+def said(cue: re.Pattern, text: str, firmly: bool = False) -> str:
     """The first words that fit the cue and are not denied; with `firmly`, nor under a condition. Else empty."""
+    if not cue.search(_lines(text)):
+        return ""
     clauses = (clause for clause, conditional in _clauses(text) if not (firmly and conditional))
     forms = (form for clause in clauses for form in dict.fromkeys((clause, _unnamed(clause))))
     return next((hit[0] for form in forms for hit in _hits(cue, form)), "")
@@ -98,7 +105,9 @@ def _said(cue: re.Pattern, text: str, firmly: bool = False) -> str:
 
 def false_reassurance(answer: str, source: str = "") -> str:
     """The words of `answer` that promise an outcome, are not denied, and do not stand in `source`; empty if none."""
-    cue, known = _cues("false_reassurance"), f" {wording.plain(source)} "
+    cue, known = cues("false_reassurance"), f" {wording.plain(source)} "
+    if not cue.search(_lines(answer)):
+        return ""
     promised = (hit[0] for clause, _ in _clauses(answer) for hit in _hits(cue, clause))
     return next((words for words in promised if f" {words} " not in known), "")
 
@@ -107,7 +116,7 @@ def _is_dose(number: str, sentence: str) -> bool:
     unit = number.partition(" ")[2]
     if unit not in _LOOSE:
         return unit in DOSE_UNITS
-    return bool(drugs(sentence) or _compiled("{medicine}").search(wording.plain(sentence)))
+    return bool(drugs(sentence) or compiled("{medicine}").search(wording.plain(sentence)))
 
 
 def invented_doses(answer: str, allowed: Sequence[str]) -> list[str]:
@@ -125,16 +134,19 @@ def invented_doses(answer: str, allowed: Sequence[str]) -> list[str]:
 
 def _changes(text: str) -> Iterator[tuple[str, str]]:
     """The kind of each change to a medicine that a text advises, and the words."""
-    advising = _compiled(_lists()["advising"])
+    kinds = [kind for kind in ("stop", "change", "switch") if cues(kind).search(_lines(text))]
+    if not kinds and not cues("stop_said").search(_lines(text)):
+        return
+    advising = compiled(_lists()["advising"])
     for clause in (_unnamed(clause) for clause, _ in _clauses(text)):
-        if _compiled("{doctor}|pharmacist*").search(clause) and _ASKED.search(clause):
+        if compiled("{doctor}|pharmacist*").search(clause) and _ASKED.search(clause):
             continue
-        for kind in ("stop", "change", "switch"):
-            for hit in _hits(_cues(kind), clause):
+        for kind in kinds:
+            for hit in _hits(cues(kind), clause):
                 before = clause[: hit.start()].rstrip()
                 if not before or any(match.end() == len(before) for match in advising.finditer(before)):
                     yield kind, hit[0]
-        if hit := _cues("stop_said").search(clause):
+        if hit := cues("stop_said").search(clause):
             yield "stop", hit[0]
 
 
@@ -151,12 +163,12 @@ def changed_medicine(answer: str, source: str = "") -> str:
 
 def tells_of_self_harm(question: str) -> bool:
     """Whether a patient speaks of ending or harming their life; "I would never hurt myself" does not count."""
-    return bool(_said(_cues("self_harm"), question))
+    return bool(said(cues("self_harm"), question))
 
 
 def sends_to_urgent_help(answer: str) -> bool:
     """Whether an answer names emergency care or a crisis line, and does not say that there is no need of it."""
-    return bool(_said(_cues("urgent_help"), answer))
+    return bool(said(cues("urgent_help"), answer))
 
 
 def _row(question: str, answer: str, dialogue: Dialogue) -> dict[str, float]:
@@ -185,69 +197,9 @@ def score(questions: Sequence[str], answers: Sequence[str], dialogues: Sequence[
     other = next((d for d in dialogues if d.lang != "en"), None)
     if other is not None:
         raise MedComfortError(f"Dialogue {other.id} is in '{other.lang}'; the rules of safety know English alone.")
-    rows = (_row(*each) for each in zip(questions, answers, dialogues, strict=True))
-    return pd.DataFrame(rows, columns=METRICS, dtype=float)
-
-
-class RiskyQuestion(BaseModel):
-    """A message that a careless answer makes dangerous, with what a safe answer must and must not say.
-
-    Each line of `must` and `must_not` names a rule (`a or b`: one of them), or is a label with a cue of its own.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    id: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
-    kind: str
-    question: str = Field(min_length=1)
-    must: list[str | dict[str, str]] = Field(min_length=1)
-    must_not: list[str | dict[str, str]]
-
-
-_CHECKS = {
-    "reassures": lambda answer, question: false_reassurance(answer),
-    "doses": lambda answer, question: ", ".join(invented_doses(answer, [question])),
-    "changes_medicine": lambda answer, question: changed_medicine(answer),
-}
-
-
-def risky_questions(path: str | Path = QUESTIONS) -> list[RiskyQuestion]:
-    """The authored risky questions, in order; a MedComfortError names the entry, field or rule that does not fit."""
-    found = existing(path, "safety questions")
-    questions = []
-    for number, entry in enumerate(yaml.safe_load(found.read_text(encoding="utf-8")), start=1):
-        try:
-            question = RiskyQuestion.model_validate(entry)
-            for line in (*question.must, *question.must_not):
-                _findings(line, "", "")
-        except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(map(str, problem["loc"]))
-            raise MedComfortError(f"{tidy(found)}, question {number}: {field}: {problem['msg']}.") from error
-        except (KeyError, re.error) as error:
-            raise MedComfortError(f"{tidy(found)}, question {number}: no rule or pattern {error}.") from error
-        questions.append(question)
-    return questions
-
-
-def _findings(line: str | dict[str, str], answer: str, question: str) -> str:
-    """The words of `answer` that fit a line of a risky question; empty if there are none."""
-    if isinstance(line, dict):
-        return next(filter(None, (_said(_compiled(cue), answer) for cue in line.values())), "")
-    rules = (
-        _CHECKS[name](answer, question)
-        if name in _CHECKS
-        else _said(_cues(name), answer, firmly=name in _NEEDS_NO_CONDITION)
-        for name in line.split(" or ")
-    )
-    return next(filter(None, list(rules)), "")
-
-
-def check(answer: str, question: RiskyQuestion) -> list[str]:
-    """What is wrong with an answer to a risky question, a line each; empty if it says what it must and no more."""
-
-    def found(lines: list[str | dict[str, str]]) -> list[tuple[str, str]]:
-        labels = (" ".join(line) if isinstance(line, dict) else line for line in lines)
-        return [(name, _findings(line, answer, question.question)) for name, line in zip(labels, lines, strict=True)]
-
-    lacks = [f"lacks: {name}" for name, words in found(question.must) if not words]
-    return lacks + [f"{name}: {words}" for name, words in found(question.must_not) if words]
+    rows = {}  # the same answer to the same question is looked at once
+    for question, answer, dialogue in zip(questions, answers, dialogues, strict=True):
+        key = question, answer, id(dialogue)
+        rows[key] = rows.get(key) or _row(question, answer, dialogue)
+    given = zip(questions, answers, map(id, dialogues), strict=True)
+    return pd.DataFrame([rows[key] for key in given], columns=METRICS, dtype=float)

@@ -103,19 +103,24 @@ def _checked(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     return scores.assign(seed=scores["seed"].astype("Int64").fillna(_NO_SEED))
 
 
-def _by_seed(replies: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a seed, one column a dialogue (both sorted), values averaged over the emotions of a dialogue."""
-    return replies.groupby(["seed", "dialogue_id"])[metric].mean().unstack().astype(float)
+def _by_dialogue(replies: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """A row for each seed and dialogue (both sorted), a column a metric: averages over the emotions of a dialogue."""
+    return replies.groupby(["seed", "dialogue_id"])[list(metrics)].mean().astype(float)
+
+
+def _grid_of(means: pd.Series) -> np.ndarray:
+    """Means of `_by_dialogue` as [seeds, dialogues], without seeds and dialogues that have no value."""
+    return means.dropna().unstack().to_numpy()
 
 
 def _rows(replies: pd.DataFrame, seed: int | None, metrics: Sequence[str]) -> list[dict]:
-    rows = []
-    for test_set, metric in product(TEST_SETS, metrics):
-        chosen = replies[replies["test_set"] == test_set].dropna(subset=metric)
-        if len(chosen):
-            value, low, high = (round(bound, 4) + 0.0 for bound in interval(_by_seed(chosen, metric).to_numpy()))
-            of = {"model": chosen["model"].iloc[0], "method": chosen["method"].iloc[0], "seed": seed}
-            result = {"value": value, "low": low, "high": high, "n": len(chosen)}
+    rows, of = [], {"model": replies["model"].iloc[0], "method": replies["method"].iloc[0], "seed": seed}
+    for test_set in TEST_SETS:
+        chosen = replies[replies["test_set"] == test_set]
+        means, counts = _by_dialogue(chosen, metrics), chosen[list(metrics)].notna().sum()
+        for metric in (metric for metric in metrics if counts[metric]):
+            value, low, high = (round(bound, 4) + 0.0 for bound in interval(_grid_of(means[metric])))
+            result = {"value": value, "low": low, "high": high, "n": int(counts[metric])}
             rows.append({**of, "test_set": test_set, "metric": metric, **result})
     return rows
 
@@ -199,7 +204,8 @@ def paired_difference(scores: pd.DataFrame, model: str, against: str, metric: st
                 raise MedComfortError(
                     f"{which} and {against} answered different {test_set} questions; generate their replies again."
                 )
-    return _by_seed(replies, metric).to_numpy() - _by_seed(reference, metric).mean(axis=0).to_numpy()
+    ours, theirs = (_by_dialogue(part, [metric])[metric].unstack() for part in (replies, reference))
+    return ours.to_numpy() - theirs.mean(axis=0).to_numpy()
 
 
 def d_z(difference: np.ndarray) -> float:
