@@ -14,7 +14,7 @@ READ = {
     "01_rewrite": ("source", "responses", "encoder"),
     "02_finetune": ("rewrites", "base", "init_from"),
     "03_evaluate": ("dialogues", "rewrites", "models_dir", "base", "claims"),
-    "04_figures": ("results_dir",),
+    "04_figures": ("results_dir", "ablation_dir"),
 }
 WRITTEN = {"01_rewrite": ("dialogues.parquet", "rewrites.parquet"), "03_evaluate": ("results.json",)}
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")

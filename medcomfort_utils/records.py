@@ -16,6 +16,7 @@ from medcomfort_utils.paths import MedComfortError, existing, replacing, resolve
 
 Split = Literal["train", "validation", "test"]
 Condition = Literal["original", "soothing_answer", "emotional", "comfort_only", "multiturn"]
+TARGETS = ("emotional", "soothing_answer", "original")  # the pairs of question and answer that may be taught
 REJECTED = ("original", "comfort_only", "soothing_answer")  # what a preference may be taught against
 EMOTIONS = ("fear", "sadness", "anger", "guilt", "loneliness")
 
@@ -202,19 +203,40 @@ def _kept(rows: list[dict], balance: float, seed: int) -> list[dict]:
     return [rows[i] for i in sorted(chosen)]
 
 
-def to_sft(
-    rewrites: Iterable[Rewrite], balance: float = 1.0, seed: int = 0, target: Condition = "emotional"
-) -> list[dict]:
-    """Prompt/completion rows: the `target` answer to the emotional question, the plain answer to the neutral one.
+def check_pairs(target: str, balance: float, against: Sequence[str] | None = None) -> None:
+    """Make sure that these pairs can be taught: by SFT, or, where answers are taught `against` others, by DPO and KTO.
 
-    `balance` in [0, 1] is the share of neutral pairs kept. `target="comfort_only"` teaches comfort without knowledge.
+    Raises MedComfortError, naming the parameter.
     """
-    if target not in ("emotional", "comfort_only"):
-        raise MedComfortError(f"target must be emotional or comfort_only, not '{target}'.")
+    known = (*TARGETS, "comfort_only") if against is None else TARGETS
+    if target not in known:
+        raise MedComfortError(f"target must be {', '.join(known[:-1])} or {known[-1]}, not '{target}'.")
+    if target in ("original", "soothing_answer") and balance:
+        raise MedComfortError(
+            f"balance must be 0 with target {target}, not {balance:g}: its questions are the neutral ones already."
+        )
+    if against is None:
+        return
+    unknown = [name for name in against if name not in REJECTED]
+    if unknown or not against:
+        raise MedComfortError(
+            f"against must name some of {', '.join(REJECTED)}, not {', '.join(unknown) or 'nothing'}."
+        )
+    if target in against:
+        raise MedComfortError(f"against must not name {target}, whose answer is the chosen one (target).")
+
+
+def to_sft(rewrites: Iterable[Rewrite], balance: float = 1.0, seed: int = 0, target: str = "emotional") -> list[dict]:
+    """Prompt/completion rows: the questions and answers of the condition `target`, and plain answers to neutral ones.
+
+    `balance` in [0, 1] is the share of these neutral pairs kept; it must be 0 where `target` asks neutral questions
+    itself (`original`, `soothing_answer`). `target="comfort_only"` teaches comfort without knowledge.
+    """
+    check_pairs(target, balance)
     rewrites = list(rewrites)
-    emotional = [_completion(r, r.answer) for r in rewrites if r.condition == target]
+    taught = [_completion(r, r.answer) for r in rewrites if r.condition == target]
     neutral = [_completion(r, r.answer) for r in rewrites if r.condition == "original"]
-    return emotional + _kept(neutral, balance, seed)
+    return taught + _kept(neutral, balance, seed)
 
 
 def _completion(rewrite: Rewrite, answer: str) -> dict:
@@ -226,29 +248,34 @@ def to_preference(
     balance: float = 1.0,
     seed: int = 0,
     against: Sequence[str] = REJECTED,
+    target: str = "emotional",
 ) -> list[dict]:
     """Prompt/chosen/rejected rows for DPO.
 
-    For an emotional question the soothing answer is chosen over those named in `against`: the plain one (`original`)
-    and comfort without knowledge (`comfort_only`). With `soothing_answer` in `against`, a neutral question prefers
-    the plain answer to a soothing one; `balance` is the share of these neutral pairs kept.
+    The answer of the condition `target` is chosen over those named in `against`: the plain one (`original`), comfort
+    without knowledge (`comfort_only`) and, for `original`, the soothing one. With `soothing_answer` in `against`,
+    `emotional` adds neutral questions that prefer the plain answer to a soothing one; `balance` is the share of these
+    kept, 0 for the other targets.
     """
-    unknown = [name for name in against if name not in REJECTED]
-    if unknown or not against:
-        raise MedComfortError(
-            f"against must name some of {', '.join(REJECTED)}, not {', '.join(unknown) or 'nothing'}."
-        )
-    emotional, neutral = [], []
+    check_pairs(target, balance, against)
+    taught, neutral = [], []
     for version in _versions(rewrites):
-        plain = [r.answer for r in version.get("original", [])]
-        hollow = {r.emotion: r.answer for r in version.get("comfort_only", [])}
-        for good in version.get("emotional", []):
-            bad = plain if "original" in against else []
-            bad = bad + ([hollow[good.emotion]] if "comfort_only" in against and good.emotion in hollow else [])
-            emotional += [_pair(good, good.answer, rejected) for rejected in bad]
-        if "soothing_answer" in against:
+        for good in version.get(target, []):
+            taught += [_pair(good, good.answer, rejected) for rejected in _worse(good, version, against)]
+        if target == "emotional" and "soothing_answer" in against:
+            plain = [r.answer for r in version.get("original", [])]
             neutral += [_pair(r, text, r.answer) for r in version.get("soothing_answer", [])[:1] for text in plain]
-    return emotional + _kept(neutral, balance, seed)
+    return taught + _kept(neutral, balance, seed)
+
+
+def _worse(good: Rewrite, version: dict[str, list[Rewrite]], against: Sequence[str]) -> list[str]:
+    """The answers named in `against`, those for another emotion than the good one's left out.
+
+    An emotional question is never taught against its soothing answer, which is the good one.
+    """
+    same = ("soothing_answer",) if good.condition == "emotional" else ()
+    others = [other for name in REJECTED if name in against and name not in same for other in version.get(name, [])]
+    return [other.answer for other in others if "" in (good.emotion, other.emotion) or other.emotion == good.emotion]
 
 
 def _pair(rewrite: Rewrite, chosen: str, rejected: str) -> dict:
@@ -260,10 +287,11 @@ def to_unpaired(
     balance: float = 1.0,
     seed: int = 0,
     against: Sequence[str] = REJECTED,
+    target: str = "emotional",
 ) -> list[dict]:
     """Prompt/completion/label rows for KTO: the chosen and rejected answers of `to_preference`, each once."""
     rows = {}
-    for pair in to_preference(rewrites, balance, seed, against):
+    for pair in to_preference(rewrites, balance, seed, against, target):
         for side, label in (("chosen", True), ("rejected", False)):
             key = (pair["prompt"][-1]["content"], pair[side][0]["content"], label)
             rows.setdefault(key, {"prompt": pair["prompt"], "completion": pair[side], "label": label})

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.records import EMOTIONS, REJECTED
+from medcomfort_utils.records import EMOTIONS, REJECTED, check_pairs
 
 FILE_NAME = re.compile(r"\w[\w.-]*")
 WHOLE_NUMBER = re.compile(r"[-+]?\d+")
@@ -88,7 +88,7 @@ class Finetuning(Hyper):
     engine: Literal["auto", "unsloth", "trl"]
     seeds: list[int] = Field(min_length=1)
     balance: float = Field(ge=0, le=1)
-    target: Literal["emotional", "comfort_only"]
+    target: str
     against: list[Literal[REJECTED]] = Field(min_length=1)
     out_dir: Told
 
@@ -123,6 +123,14 @@ class Finetuning(Hyper):
         return seeds
 
     @model_validator(mode="after")
+    def _pairs_fit(self):
+        try:
+            check_pairs(self.target, self.balance, None if self.method == "sft" else self.against)
+        except MedComfortError as error:
+            raise ValueError(str(error).removesuffix(".")) from None
+        return self
+
+    @model_validator(mode="after")
     def _batches_for_kto(self):
         if self.method == "kto" and self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 for KTO, not {self.batch_size}")
@@ -147,6 +155,7 @@ class Drawing(BaseModel):
     """Parameters of 04_figures."""
 
     results_dir: Told
+    ablation_dir: Told
     figures_dir: Told
     tables_dir: Told
     summary: Told

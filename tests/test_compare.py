@@ -137,14 +137,16 @@ def test_what_is_no_run_is_said(runs, capsys):
 
 
 def test_redrawing_the_committed_results_changes_no_byte(tmp_path):
-    files, missing = redraw.redraw(COMMITTED, tmp_path)
-    assert not missing and {path.name for path in files} == {path.name for path in FIGURES.iterdir()}
-    written = [*(tmp_path / "figures").iterdir(), *(tmp_path / "paper").rglob("*.tex")]
+    files, missing = redraw.redraw(COMMITTED, tmp_path / "nano")
+    varied, left_out = redraw.redraw(DATA / "results/nano-ablation", tmp_path / "varied")
+    files += [path for path in varied if path.name.startswith("ablation")]
+    assert not missing and not left_out and {path.name for path in files} == {path.name for path in FIGURES.iterdir()}
+    values = [*(tmp_path / "nano/paper").rglob("*.tex"), tmp_path / "varied/paper/ablation.tex"]
     homes = {"figures": FIGURES, "paper": PAPER}
-    for path in written:
-        top, _, rest = path.relative_to(tmp_path).as_posix().partition("/")
-        assert path.read_bytes() == (homes[top] / rest).read_bytes(), path.name
-    assert len(written) == len(files) + 3
+    for path in [*files, *values]:
+        _, top, *rest = path.relative_to(tmp_path).parts
+        assert path.read_bytes() == homes[top].joinpath(*rest).read_bytes(), path.name
+    assert len(values) == 4
     plt.close("all")
 
 
@@ -154,8 +156,10 @@ def test_the_notebook_draws_the_same_figures():
     assigned = {node.targets[0].id: node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assign)
                 and isinstance(node.targets[0], ast.Name)}  # fmt: skip
     saved = assigned["figures"]
-    drawn = {k.value: ast.unparse(assigned[v.id]) for k, v in zip(saved.keys, saved.values, strict=True)}
+    drawn = {k.value: ast.unparse(assigned[v.id]) for k, v in zip(saved.keys, saved.values, strict=True) if k}
     assert drawn == {name: f"plots.{draw.__name__}(results)" for name, draw in redraw.FIGURES.items()}
+    added = [ast.unparse(assigned[v.id]) for k, v in zip(saved.keys, saved.values, strict=True) if not k]
+    assert added == ["ablation.figures(varied)"]
 
 
 def test_a_folder_of_results_is_redrawn_as_far_as_it_goes(tmp_path, capsys):

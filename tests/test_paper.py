@@ -77,7 +77,7 @@ def test_no_verdict_is_typed():
 
 
 def test_every_value_is_defined_once():
-    written, told = read_values("values.tex"), read_values("setup.tex")
+    written, told = read_values("values.tex", "ablation.tex"), read_values("setup.tex")
     assert not written.keys() & told.keys()
     shapes = {"mcvalue": ("",), "with": ("", ".low", ".high"), "difference": (".estimate", ".low", ".high")}
     asked = {name + end for command, name in re.findall(r"\\(mcvalue|with|difference)\{([^}#]*)\}", SOURCE)

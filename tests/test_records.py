@@ -118,6 +118,43 @@ def test_preference_view(hand_made):
     assert records.to_preference(hand_made, balance=0) == [PAIRS["original"], PAIRS["comfort_only"]]
 
 
+def test_other_conditions_are_taught_alone(hand_made):
+    asked = [turn("user", "Q?"), turn("user", "R?")]
+    plain, soothing = [turn("assistant", text) for text in ("Plain.", "Other.")], turn("assistant", "Soothing. Plain.")
+    assert records.to_sft(hand_made, balance=0, target="original") == [
+        {"prompt": question, "completion": answer} for question, answer in zip(asked, plain, strict=True)]  # fmt: skip
+    assert records.to_sft(hand_made, balance=0, target="soothing_answer") == [
+        {"prompt": asked[0], "completion": soothing}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "against", "expected"),
+    [
+        ("original", ["soothing_answer", "comfort_only"], ["Soothing.", "Soothing. Plain."]),
+        ("original", ["soothing_answer"], ["Soothing. Plain."]),
+        ("soothing_answer", ["original", "comfort_only"], ["Plain.", "Soothing."]),
+        ("emotional", ["original", "comfort_only", "soothing_answer"], ["Plain.", "Soothing."]),
+    ],
+)
+def test_preference_view_of_each_condition(hand_made, target, against, expected):
+    other = version("a", "comfort_only", "Q? Sad.", "Poor you.", "sadness")  # comfort for another emotion
+    rows = records.to_preference([*hand_made, *[other] * (target != "original")], 0, 0, against, target)
+    question, chosen = ("Q? Afraid." if target == "emotional" else "Q?"), "Soothing. Plain."
+    assert rows == [pair(question, "Plain." if target == "original" else chosen, text) for text in expected]
+    labels = [
+        (r["completion"][0]["content"], r["label"]) for r in records.to_unpaired(hand_made, 0, 0, against, target)
+    ]
+    assert sorted(labels) == sorted([(rows[0]["chosen"][0]["content"], True), *((text, False) for text in expected)])
+
+
+@pytest.mark.parametrize("target", ["original", "soothing_answer"])
+def test_neutral_pairs_beside_neutral_questions_are_refused(hand_made, target):
+    with pytest.raises(MedComfortError, match=f"balance must be 0 with target {target}, not 0.5"):
+        records.to_sft(hand_made, balance=0.5, target=target)
+    with pytest.raises(MedComfortError, match=f"balance must be 0 with target {target}, not 1"):
+        records.to_preference(hand_made, target=target, against=["comfort_only"])
+
+
 def test_unpaired_view_holds_each_answer_once(hand_made):
     rows = records.to_unpaired(hand_made)
     assert [(row["prompt"][0]["content"], row["completion"][0]["content"], row["label"]) for row in rows] == [
@@ -150,8 +187,12 @@ def test_a_balance_out_of_range_is_refused(hand_made, view, balance):
 
 
 def test_an_unknown_target_or_rejected_answer_is_refused(hand_made):
-    with pytest.raises(MedComfortError, match="target must be emotional or comfort_only, not 'original'"):
-        records.to_sft(hand_made, target="original")
+    with pytest.raises(MedComfortError, match="target must be emotional, .* or comfort_only, not 'plain'"):
+        records.to_sft(hand_made, target="plain")
+    with pytest.raises(MedComfortError, match="target must be emotional, soothing_answer or original, not 'comf"):
+        records.to_preference(hand_made, target="comfort_only")
+    with pytest.raises(MedComfortError, match="against must not name original, whose answer is the chosen one"):
+        records.to_unpaired(hand_made, balance=0, target="original")
     with pytest.raises(MedComfortError, match="against must name some of .*, not plain"):
         records.to_preference(hand_made, against=["original", "plain"])
     with pytest.raises(MedComfortError, match="not nothing"):

@@ -28,7 +28,9 @@ REFUSED = [
     ("02_finetune-sft.seeds", "[-1]", "seeds must be different numbers between 0 and 4294967295, not [-1]."),
     ("02_finetune-sft.balance", "1.5", "balance must be less than or equal to 1, not 1.5."),
     ("02_finetune-sft.balance", "-0.1", "balance must be greater than or equal to 0, not -0.1."),
-    ("02_finetune-sft.target", "all", "target must be 'emotional' or 'comfort_only', not 'all'."),
+    ("02_finetune-sft.target", "all", "target must be emotional, soothing_answer, original or comfort_only, not"),
+    ("02_finetune-sft.target", "original", "balance must be 0 with target original, not 0.2: its questions are the"),
+    ("02_finetune-dpo.target", "comfort_only", "target must be emotional, soothing_answer or original, not 'comf"),
     ("02_finetune-dpo.against", "[]", "against must not be empty."),
     ("02_finetune-dpo.against", "[base]", "against must be 'original', 'comfort_only' or 'soothing_answer', not"),
     ("02_finetune-sft.learning_rate", "0", "learning_rate must be greater than 0, not 0.0."),
@@ -56,6 +58,7 @@ ABSENT = [
     ("03_evaluate.models_dir", "${run}/model", "models_dir: there is no file or folder runs/unseen/model, and"),
     ("03_evaluate.claims", "paper/claim.yaml", "claims: there is no file or folder paper/claim.yaml"),
     ("04_figures.results_dir", "runs/unknown", "results_dir: there is no file or folder runs/unknown"),
+    ("04_figures.ablation_dir", "runs/unknown", "ablation_dir: there is no file or folder runs/unknown"),
 ]
 
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medcomfort_utils import paths
 from medcomfort_utils.draw import marks, style, tables
-from medcomfort_utils.draw.results import BASE, KNOWLEDGE, Results, read_results
+from medcomfort_utils.draw.results import BASE, KNOWLEDGE, PROFILE, Results, read_profile, read_results
 from medcomfort_utils.paths import MedComfortError, resolve, tidy, write_text
 
 ALSO = ("red_flags_kept", "invented_numbers", "length_ratio", "ended")
@@ -60,8 +59,8 @@ def read_run(run: str) -> Compared:
     """Read a run's results, and its profile.yaml if it lies beside them."""
     folder = find(run)
     results = read_results(folder)
-    if (folder / "profile.yaml").is_file():
-        return Compared(run, results, _profile(folder / "profile.yaml"), True)
+    if (folder / PROFILE).is_file():
+        return Compared(run, results, _profile(folder / PROFILE), True)
     return Compared(run, results, _evaluation(results.run), False)
 
 
@@ -125,11 +124,7 @@ def _forest(axes: Axes, table: pd.DataFrame, models: list[str], metric: str) -> 
 
 
 def _profile(path: Path) -> dict[str, Any]:
-    try:
-        steps = yaml.safe_load(path.read_text(encoding="utf-8"))["steps"]
-        return {f"{step['name']}.{key}": value for step in steps for key, value in step["parameters"].items()}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise MedComfortError(f"{tidy(path)} is not the profile of a run; run `medcomfort reproduce` again.") from error
+    return {f"{step['name']}.{key}": value for step in read_profile(path) for key, value in step["parameters"].items()}
 
 
 def _evaluation(run: dict) -> dict[str, Any]:

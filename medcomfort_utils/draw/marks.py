@@ -20,22 +20,37 @@ def dots(
     axes: Axes, results: Results, metric: str, models: Sequence[str], test_set: str = "emotional", shift: float = 0.0
 ) -> None:
     """A row a model: its value with the interval, single seeds small and faint; hollow for neutral questions."""
-    pooled, seeds = results.pooled(metric, test_set), results.by_seed(metric, test_set)
+    known = results.pooled(metric, test_set).index
     for height, model in enumerate(models):
-        if model not in pooled.index:
-            continue
-        row, shade = pooled.loc[model], style.colour(model)
-        alone = seeds[seeds.index.get_level_values("model") == model]
-        axes.scatter(alone, [height + shift + 0.2] * len(alone), s=4, color=shade, alpha=0.4, lw=0, zorder=3)
-        axes.errorbar(row.value, height + shift, xerr=_arms(row.value, row.low, row.high), fmt=style.marker(model),
-                      ms=4, mew=0.7, color=shade, mfc=shade if test_set == "emotional" else "white", label=model,
-                      zorder=4)  # fmt: skip
-    top = TOP.get(metric, 1)
-    axes.set(xlim=(-0.03 * top, 1.03 * top), ylim=(len(models) - 0.4, -0.6))
-    axes.set_xlabel(f"{style.label(metric)} (0 to {top})")
+        if model in known:
+            dot(axes, results, metric, model, test_set, height + shift, model)
+    scale(axes, metric)
+    axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_yticks(range(len(models)), [style.label(model) for model in models])
-    axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", lw=0.4, color="#e6e6e6")
+
+
+def dot(
+    axes: Axes, results: Results, metric: str, model: str, test_set: str, height: float, look: str, gap: float = 0.2
+) -> None:
+    """One value with its interval, in the colour and with the marker of `look`.
+
+    Its seeds lie `gap` below it, or above if that is negative; 0 hides them.
+    """
+    row, shade = results.pooled(metric, test_set).loc[model], style.colour(look)
+    seeds = results.by_seed(metric, test_set)
+    alone = seeds[seeds.index.get_level_values("model") == model]
+    axes.scatter(alone, [height + gap] * len(alone), s=4, color=shade, alpha=0.4, lw=0, zorder=3)
+    axes.errorbar(row.value, height, xerr=_arms(row.value, row.low, row.high), fmt=style.marker(look), ms=4, mew=0.7,
+                  color=shade, mfc=shade if test_set == "emotional" else "white", label=model, zorder=4)  # fmt: skip
+
+
+def scale(axes: Axes, metric: str) -> None:
+    """The metric's whole scale and its name on the x axis; no tick marks on the y axis."""
+    top = TOP.get(metric, 1)
+    axes.set_xlim(-0.03 * top, 1.03 * top)
+    axes.set_xlabel(f"{style.label(metric)} (0 to {top})")
+    axes.tick_params(axis="y", length=0)
 
 
 def paths(axes: Axes, results: Results, metric: str, rows: Sequence[str]) -> None:
@@ -58,14 +73,15 @@ def seed_points(axes: Axes, results: Results, models: Sequence[str]) -> np.ndarr
     return seeds.to_numpy().reshape(-1, 2)
 
 
-def cross(axes: Axes, model: str, row: pd.Series) -> np.ndarray:
-    """A model's point with its intervals both ways; returns points along them, [n, 2]."""
+def cross(axes: Axes, model: str, row: pd.Series, faint: bool = False) -> np.ndarray:
+    """A model's point with its intervals both ways, `faint` or not; returns points along them, [n, 2]."""
     axes.errorbar(row.value_x, row.value_y, xerr=_arms(row.value_x, row.low_x, row.high_x),
                   yerr=_arms(row.value_y, row.low_y, row.high_y), fmt=style.marker(model), ms=4.5, mew=0.4, mec="white",
-                  color=style.colour(model), elinewidth=0.9, label=model, zorder=4)  # fmt: skip
+                  color=style.colour(model), elinewidth=0.9, ecolor=(style.colour(model), 0.35 if faint else 1),
+                  label=model, zorder=4)  # fmt: skip
     ends = np.array([[row.low_x, row.value_y], [row.high_x, row.value_y], [row.value_x, row.low_y],
                      [row.value_x, row.high_y]])  # fmt: skip
-    return np.vstack([_line(*ends[:2]), _line(*ends[2:])])
+    return np.vstack([line(*ends[:2]), line(*ends[2:])])
 
 
 def _arms(value: float, low: float, high: float) -> list[list[float]]:
@@ -77,7 +93,7 @@ def arrow(axes: Axes, start: pd.Series, end: pd.Series, model: str) -> np.ndarra
     """An arrow from one row's point to the other's; returns points along it, [n, 2]."""
     ends = np.array([[start.value_x, start.value_y], [end.value_x, end.value_y]])
     axes.annotate("", ends[1], ends[0], arrowprops=_ARROW | {"color": style.colour(model)})
-    return _line(*ends)
+    return line(*ends)
 
 
 def place_labels(axes: Axes, texts: Iterable[tuple[str, float, float, str]], obstacles: np.ndarray) -> None:
@@ -98,7 +114,7 @@ def place_labels(axes: Axes, texts: Iterable[tuple[str, float, float, str]], obs
         box = min(boxes, key=lambda box: _cost(box, start, taken, blocked, axes))
         note.set_position((_centre(box) - start) * 72 / axes.figure.dpi)
         taken.append(box)
-        blocked = np.vstack([blocked, _line(start, _centre(box))])
+        blocked = np.vstack([blocked, line(start, _centre(box))])
 
 
 def _positions(start: np.ndarray, size: Bbox, point: float) -> list[Bbox]:
@@ -112,9 +128,9 @@ def _positions(start: np.ndarray, size: Bbox, point: float) -> list[Bbox]:
 
 def _cost(box: Bbox, start: np.ndarray, taken: list[Bbox], blocked: np.ndarray, axes: Axes) -> float:
     """What the text would hide, most for leaving the axes or covering another text; then how far off it stands."""
-    line = _line(start, _centre(box))
+    leader = line(start, _centre(box))
     outside = axes.bbox.count_contains(box.get_points()) < 2
-    covers = sum(box.overlaps(other) + (other.count_contains(line) > 0) for other in taken)
+    covers = sum(box.overlaps(other) + (other.count_contains(leader) > 0) for other in taken)
     return 1000 * outside + 100 * covers + box.count_contains(blocked) + 0.01 * np.hypot(*(_centre(box) - start))
 
 
@@ -122,6 +138,6 @@ def _centre(box: Bbox) -> np.ndarray:
     return box.get_points().mean(axis=0)
 
 
-def _line(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+def line(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Points along a straight line, [30, 2]."""
     return start + np.linspace(0, 1, 30)[:, None] * (end - start)

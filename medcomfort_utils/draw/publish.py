@@ -1,11 +1,12 @@
-"""From a run to the repository: commit its small result files, and put its tables into the README."""
+"""From a run to the repository: commit its small result files, and put the main run's tables into the README."""
 
 import re
 import shutil
 from pathlib import Path
 
 from medcomfort_utils.draw import tables
-from medcomfort_utils.draw.results import FILES, Results, read_results
+from medcomfort_utils.draw.paper import RUN
+from medcomfort_utils.draw.results import FILES, PROFILE, Results, read_results
 from medcomfort_utils.paths import DATA, ROOT, MedComfortError, existing, replacing, write_text
 
 README = ROOT / "README.md"
@@ -13,17 +14,20 @@ _PLACE = re.compile(r"(<!-- results: begin[^>]*-->\n).*?(<!-- results: end -->)"
 
 
 def publish(run_dir: str | Path, name: str) -> Path:
-    """Copy the result files of a whole run to `data/results/NAME` and renew the README's tables; returns the folder.
+    """Copy the result files of a whole run and its profile to `data/results/NAME`; returns that folder.
 
-    Raises MedComfortError if the run is not complete: nothing is replaced then.
+    The tables of the run that the paper tells of go into the README too. Raises MedComfortError if the run is not
+    complete: nothing is replaced then.
     """
     folder = existing(run_dir, "run")
     results = read_results(folder)
+    existing(folder / PROFILE, "the run's profile")
     with replacing(DATA / "results" / name) as temporary:
         temporary.mkdir()
-        for file in FILES:
+        for file in (*FILES, PROFILE):
             shutil.copyfile(folder / file, temporary / file)
-    write_text(README, with_tables(README.read_text(encoding="utf-8"), results))
+    if name == RUN:
+        write_text(README, with_tables(README.read_text(encoding="utf-8"), results))
     return DATA / "results" / name
 
 

@@ -1,10 +1,11 @@
 """Read a folder of results, as 03_evaluate leaves it, into tables that figures and tables are drawn from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import yaml
 
 from medcomfort_utils.paths import MedComfortError, existing, read_json, tidy
 
@@ -21,12 +22,16 @@ _COLUMNS = {
     "gates.csv": ("gate", "condition", "checked", "failed", "share"),
     "cleaning.csv": ("reason", "count"),
 }
-FILES = (*_COLUMNS, "run.json")  # all that a folder of results holds
+PROFILE = "profile.yaml"  # the run's effective profile; a run by papermill alone has none
+FILES = (*_COLUMNS, "run.json")  # all else that a folder of results holds
 
 
 @dataclass(frozen=True)
 class Results:
-    """One run: a table per result file (columns as in the files), and `run`, what the run was made of."""
+    """One run: a table per result file (columns as in the files), and `run`, what the run was made of.
+
+    `recipes`: the parameters of 02_finetune by model, from profile.yaml; empty where there is none.
+    """
 
     table: pd.DataFrame
     claims: pd.DataFrame
@@ -35,6 +40,7 @@ class Results:
     gates: pd.DataFrame
     cleaning: pd.DataFrame
     run: dict
+    recipes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def pooled(self, metric: str, test_set: str) -> pd.DataFrame:
         """`value`, `low`, `high`, `n` by model, over all seeds."""
@@ -79,17 +85,34 @@ class Results:
 def read_results(results_dir: str | Path) -> Results:
     """Read results.json, claims.json, scores.parquet, training.csv, gates.csv, cleaning.csv and run.json.
 
-    A MedComfortError names the file that is missing, unreadable, empty of results or lacks a column.
+    profile.yaml is read too, if it is there. A MedComfortError names the file that is missing, unreadable, empty of
+    results or lacks a column.
     """
     folder = existing(results_dir, "results_dir")
     run = read_json(folder / "run.json", "run.json")
     absent = [key for key in ("corpus", "base_model") if not isinstance(run, dict) or key not in run]
     if absent:
         raise MedComfortError(f"{tidy(folder / 'run.json')} has no {' and no '.join(absent)}; run 03_evaluate again.")
-    results = Results(*(_table(folder / name, columns) for name, columns in _COLUMNS.items()), run=run)
+    results = Results(*(_table(folder / name, columns) for name, columns in _COLUMNS.items()), run, _recipes(folder))
     if not (results.table.model == BASE).any():
         raise MedComfortError(f"{tidy(folder / 'results.json')} has no row for the model base; run 03_evaluate again.")
     return results
+
+
+def read_profile(path: Path) -> list[dict]:
+    """`name` and `parameters` of each step of a run's effective profile; a MedComfortError if the file is not one."""
+    try:
+        steps = yaml.safe_load(path.read_text(encoding="utf-8"))["steps"]
+        return [{"name": step["name"], "parameters": dict(step["parameters"])} for step in steps]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise MedComfortError(f"{tidy(path)} is not the profile of a run; run `medcomfort reproduce` again.") from error
+
+
+def _recipes(folder: Path) -> pd.DataFrame:
+    if not (folder / PROFILE).is_file():
+        return pd.DataFrame()
+    told = [step["parameters"] for step in read_profile(folder / PROFILE) if "method" in step["parameters"]]
+    return pd.DataFrame(told, index=[recipe.get("name") or recipe["method"] for recipe in told])
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import yaml
 from medcomfort_utils import profile
 from medcomfort_utils.draw import style
 from medcomfort_utils.draw.results import Results
-from medcomfort_utils.draw.tables import NONE, escape, number, to_latex
+from medcomfort_utils.draw.tables import NONE, definitions, escape, number, to_latex
 from medcomfort_utils.paths import DATA, ROOT, MedComfortError, existing, tidy, write_text
 
 LOG = ROOT / "EXPERIMENTS.md"
@@ -25,17 +25,13 @@ def write(results: Results, run: profile.Run, folder: Path) -> list[Path]:
     """Write setup.tex and the tables that 04_figures does not make into the paper's `folder`; returns the files."""
     claims = read_claims(results)
     texts = {
-        "setup.tex": _definitions(values(results, run, claims)),
+        "setup.tex": definitions(values(results, run, claims)),
         "tables/recipes.tex": to_latex(recipes(run)),
         "tables/tests.tex": to_latex(tests(claims)),
         "tables/verdicts.tex": verdict_items(results, claims),
         "tables/attempts.tex": to_latex(logged("An adapter and more questions", LOG.read_text(encoding="utf-8"))),
     }
     return [write_text(folder / name, _HEAD + text) for name, text in texts.items()]
-
-
-def _definitions(of: dict[str, object]) -> str:
-    return "".join(rf"\expandafter\def\csname mc.{key}\endcsname{{{escape(of[key])}}}" + "\n" for key in of)
 
 
 def read_claims(results: Results) -> list[dict]:

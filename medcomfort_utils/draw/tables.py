@@ -1,7 +1,7 @@
 """The results as tables and numbers: Markdown for the README and the summary, LaTeX for the paper."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -83,8 +83,13 @@ def values_tex(results: Results) -> str:
         estimate = number(row.estimate, _digits(row))
         values |= {f"{name}.verdict": row.verdict, f"{name}.estimate": estimate, f"{name}.p": _p(row.p_value)}
         values |= _bounds(name, row, _digits(row)) | {f"{name}.effect": number(row.effect_size)}
+    return f"{_VALUE_COMMAND}\n{definitions(values)}"
+
+
+def definitions(values: Mapping[str, object]) -> str:
+    r"""A line of LaTeX a value, which \mcvalue{NAME} prints."""
     lines = [rf"\expandafter\def\csname mc.{name}\endcsname{{{escape(value)}}}" for name, value in values.items()]
-    return "\n".join([_VALUE_COMMAND, *lines]) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def summary_markdown(results: Results, figures: Iterable[str]) -> str:

@@ -25,12 +25,12 @@ def rows_for(
 ) -> list[dict]:
     """The view of the training split that `method` takes, shuffled by `seed` (KTO reads rows in order).
 
-    `target` shapes SFT, `against` DPO and KTO, `balance` all three: see `records.to_sft` and `records.to_preference`.
+    `target` and `balance` shape all three, `against` DPO and KTO: see `records.to_sft` and `records.to_preference`.
     """
     if method not in METHODS:
         raise MedComfortError(f"method must be one of {', '.join(METHODS)}, not '{method}'.")
-    view = {"target": target} if method == "sft" else {"against": against}
-    rows = VIEWS[method]([r for r in rewrites if r.split == "train"], balance=balance, seed=seed, **view)
+    view = {"balance": balance, "seed": seed, "target": target} | ({} if method == "sft" else {"against": against})
+    rows = VIEWS[method]([r for r in rewrites if r.split == "train"], **view)
     if not rows:
         raise MedComfortError(f"The rewrites hold no training example for {method}; look at rejected.parquet.")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
