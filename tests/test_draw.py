@@ -111,6 +111,8 @@ def write_results(folder, models=MODELS, **run):
     pd.DataFrame(gate_rows()).to_csv(folder / "gates.csv", index=False)
     cleaning = {"read": 465, "too short": 3, "near duplicate": 11, "too long": 0, "kept": 451}
     pd.DataFrame(cleaning.items(), columns=["reason", "count"]).to_csv(folder / "cleaning.csv", index=False)
+    broken = {"model": ["echo"], "metric": ["comfort"], "expected": ["at most 0.25 of template"], "value": [0.1]}
+    pd.DataFrame(broken | {"bound": [0.8], "holds": [True]}).to_csv(folder / "adversarial.csv", index=False)
     return folder
 
 

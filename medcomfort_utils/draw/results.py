@@ -21,6 +21,7 @@ _COLUMNS = {
     "training.csv": ("model", "method", "seed", "step", "metric", "value"),
     "gates.csv": ("gate", "condition", "checked", "failed", "share"),
     "cleaning.csv": ("reason", "count"),
+    "adversarial.csv": ("model", "metric", "expected", "value", "bound", "holds"),
 }
 PROFILE = "profile.yaml"  # the run's effective profile; a run by papermill alone has none
 FILES = (*_COLUMNS, "run.json")  # all else that a folder of results holds
@@ -39,6 +40,7 @@ class Results:
     training: pd.DataFrame
     gates: pd.DataFrame
     cleaning: pd.DataFrame
+    adversarial: pd.DataFrame
     run: dict
     recipes: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -83,7 +85,7 @@ class Results:
 
 
 def read_results(results_dir: str | Path) -> Results:
-    """Read results.json, claims.json, scores.parquet, training.csv, gates.csv, cleaning.csv and run.json.
+    """Read the files of results that 03_evaluate and 01_rewrite leave: `FILES`.
 
     profile.yaml is read too, if it is there. A MedComfortError names the file that is missing, unreadable, empty of
     results or lacks a column.

@@ -28,6 +28,7 @@ def write(results: Results, run: profile.Run, folder: Path) -> list[Path]:
         "setup.tex": definitions(values(results, run, claims)),
         "tables/recipes.tex": to_latex(recipes(run)),
         "tables/tests.tex": to_latex(tests(claims)),
+        "tables/adversarial.tex": to_latex(adversarial(results)),
         "tables/verdicts.tex": verdict_items(results, claims),
         "tables/attempts.tex": to_latex(logged("An adapter and more questions", LOG.read_text(encoding="utf-8"))),
     }
@@ -47,6 +48,7 @@ def values(results: Results, run: profile.Run, claims: list[dict]) -> dict[str, 
         "run.versions": listing(f"{name} {version}" for name, version in results.run["versions"].items()),
         **_steps(run),
         **_data(),
+        **_agreement(),
         **_counts(results),
         **_knowledge(results),
         **_seeds(results),
@@ -98,6 +100,13 @@ def _data() -> dict[str, str]:
         "mini.red_flags": plain(sum(bool(dialogue["red_flags"]) for dialogue in mini)),
         "base.million_parameters": f"{_parameters(DATA / 'nano_base/model.safetensors') / 1e6:.1f}",
     }
+
+
+def _agreement() -> dict[str, str]:
+    """labels.replies, and labels.kappa.MECHANISM of the comfort score: quadratic weighted, each file held out."""
+    told = json.loads((DATA / "comfort_labels/report.json").read_text(encoding="utf-8"))["all"]
+    kappas = {f"labels.kappa.{name}": number(told[name]["kappa"]) for name in told if name != "replies"}
+    return {"labels.replies": plain(told["replies"]), **kappas}
 
 
 def _lines(path: Path) -> list[dict]:
@@ -166,6 +175,18 @@ def tests(claims: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Claim", "Measure", "Questions", "Test", "Against", "Margin"])
 
 
+def adversarial(results: Results) -> pd.DataFrame:
+    """What each broken model must score, and does: one row a model and measure."""
+    found = results.adversarial
+    return pd.DataFrame({
+        "Broken model": found.model.map(style.label),
+        "Measure": found.metric.map(style.within),
+        "Must be": found.expected,
+        "Is": found.value.map(number),
+        "Holds": found.holds.map({True: "yes", False: "no"}),
+    })
+
+
 def recipes(run: profile.Run) -> pd.DataFrame:
     """One row a training step of the profile: what it starts from, what it is taught against, and how."""
     return pd.DataFrame([_recipe(step) for step in run.steps if step.notebook.stem == "02_finetune"])
@@ -178,7 +199,7 @@ def _recipe(step: profile.Step) -> dict[str, str]:
     imitates = "imitates hollow" if told["target"] == "comfort_only" else "imitates soothing"
     return {
         "Model": style.label(told["name"] or told["method"]),
-        "Starts from": "SFT, same seed" if "sft-seed" in told["base"] else "base",
+        "Starts from": "SFT, same seed" if told["init_from"] else "base",
         "Taught": f"against {rejected}" if preference else imitates,
         "Neutral": plain(told["balance"]),
         "Steps": plain(told["max_steps"]),
