@@ -2,8 +2,8 @@
 
     python benchmarks/score_throughput.py [--answers 2000] [--json FILE]
 
-The answers are those of the synthetic clinic with the comfort sentences of the template rewriter, each made different
-by two numbers and a name, so that no cache of whole answers helps. Prints a table; `--json` writes it too.
+The answers are those of the synthetic clinic with the sentences of the template rewriter, each made different by
+two numbers and a name, so that no cache of whole answers helps. Prints a table; `--json` writes it too.
 """
 
 import argparse

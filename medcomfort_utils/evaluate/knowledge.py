@@ -17,7 +17,11 @@ from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
 from medcomfort_utils.evaluate.facts import Similarity, contradicts, conveys, fact_features
-from medcomfort_utils.evaluate.facts import fact_support as fact_support  # the measure itself, for those who look here
+
+# The measures themselves, for those who look for them here.
+from medcomfort_utils.evaluate.facts import comprehensiveness as comprehensiveness
+from medcomfort_utils.evaluate.facts import contradictions as contradictions
+from medcomfort_utils.evaluate.facts import fact_support as fact_support
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
 from medcomfort_utils.rewrite.quantities import unmatched
