@@ -56,11 +56,11 @@ def arguments(
 def differences(hyper: Hyper) -> pd.DataFrame:
     """What makes the method: the fields that not all three share, a row a field, a column a method; blank: none such.
 
-    Every other field is the same for all.
+    Every other field is the same for all. Whether the reference is computed beforehand depends on the data too.
     """
     own = {"sft": _sft(), "dpo": _dpo(hyper), "kto": _kto(hyper)}
     texts = {method: {name: str(value) for name, value in fields.items()} for method, fields in own.items()}
-    return pd.DataFrame(texts).fillna("")
+    return pd.DataFrame(texts).fillna("").drop(index="precompute_ref_log_probs")
 
 
 def _sft() -> dict[str, Any]:
