@@ -16,8 +16,8 @@ from medcomfort_utils.rewrite.negation import denials, lost_denials, new_denials
 from medcomfort_utils.rewrite.quantities import numbers, unmatched
 from medcomfort_utils.rewrite.rewriters import rewrite_all, template_versions
 from medcomfort_utils.rewrite.safety import drugs, new_doses
-from medcomfort_utils.rewrite.support import embedding_similarity, sentence_similarity, unsupported
-from medcomfort_utils.rewrite.wording import comforts, cues, plain
+from medcomfort_utils.rewrite.support import embedding_similarity, same_care, sentence_similarity, unsupported
+from medcomfort_utils.rewrite.wording import comforts, cues, is_foreign, plain
 
 QUESTION = "Hello doctor. I am 42 and for 3 weeks I have had a sore knee. What should I do?"
 FACTS = ["This sounds like bursitis.", "Take 400 mg of ibuprofen 3 times a day with food.", "Come back in 2 weeks."]
@@ -65,51 +65,56 @@ def test_a_good_rewrite_passes_every_gate(condition, changes):
     assert failed(condition=condition, **changes) == {}
 
 
-@pytest.mark.parametrize(
-    ("broken", "gate", "reason"),
-    [
-        ({"answer": changed("400 mg", "a little")}, "numbers_kept", "400 mg (answer)"),
-        ({"answer": changed("400 mg", "400")}, "numbers_kept", "400 mg (answer)"),
-        ({"answer": changed("400 mg", "800 mg")}, "no_invented_number", "800 mg"),
-        ({"answer": changed("400 mg", "400 ml")}, "no_invented_number", "400 ml"),
-        ({"answer": changed("3 times a day", "4 times a day")}, "no_invented_number", "4 times a day"),
-        ({"answer": changed(CLOSER, f"{CLOSER} Rest for 90 minutes.")}, "no_invented_number", "90 minute"),
-        ({"question": f"{QUESTION} {FEAR}".replace("3 weeks", "weeks")}, "numbers_kept", "3 week (question)"),
-        ({"question": f"{QUESTION} {FEAR} My temperature is 39 C."}, "no_invented_number", "39 degree c"),
-        ({"answer": changed("ibuprofen", "a painkiller")}, "drugs_kept", "ibuprofen (answer)"),
-        ({"answer": changed("ibuprofen", "ibuprofen or naproxen")}, "no_invented_drug", "naproxen"),
-        ({"question": f"{QUESTION} {FEAR} I take warfarin."}, "no_invented_drug", "warfarin"),
-        ({"answer": changed("with food", "without food")}, "no_added_negation", "without food"),
-        ({"answer": changed("Take 400", "Do not take 400")}, "no_added_negation", "not take"),
-        ({"question": f"{QUESTION} {FEAR}".replace("have had", "have never had")}, "no_added_negation", "never had"),
-        ({"answer": changed("sounds like bursitis", "sounds like arthritis")}, "facts_kept", FACTS[0]),
-        ({"answer": changed(FLAG + " ", "")}, "red_flags_kept", FLAG),
-        ({"answer": changed("emergency department", "pharmacy")}, "red_flags_kept", FLAG),
-        ({"question": f"{QUESTION} {FEAR}".replace("sore knee", "sore elbow")}, "question_kept", "knee"),
-        ({"question": "I am 42 and scared: 3 weeks!"}, "length", "the question has"),
-        ({"question": f"{QUESTION} {FEAR}", "condition": "soothing_answer"}, "question_kept", "neutral question"),
-        ({"emotion": "guilt"}, "emotion_present", "guilt"),
-        ({"question": QUESTION}, "emotion_present", "fear"),
-        ({"question": f"{QUESTION} I am not afraid."}, "emotion_present", "fear"),
-        ({"answer": ANSWER}, "comfort_present", "no comfort"),
-        ({"answer": f"Thanks for asking. {ANSWER} I hope this helps."}, "comfort_present", "no comfort"),
-        ({"answer": changed(CLOSER, "You will be fine.")}, "no_false_reassurance", "you will be fine"),
-        ({"answer": changed(CLOSER, "It's nothing serious.")}, "no_false_reassurance", "nothing serious"),
-        ({"answer": changed(CLOSER, "It is certainly nothing.")}, "no_false_reassurance", "certainly nothing"),
-        ({"answer": changed(CLOSER, "There is no need to worry at all.")}, "no_false_reassurance", "no need to worry"),
-        ({"answer": changed(CLOSER, "Ich wünsche Ihnen gute Besserung. 祝好。")}, "language", "祝好"),
-        ({"question": "Ich bin 42 und habe seit 3 Wochen ein wundes Knie."}, "language", "question"),
-        ({"answer": f"{OPENER} I cannot provide medical advice. {ANSWER}"}, "no_refusal", "I cannot provide"),
-        ({"answer": f"{OPENER} {ANSWER} As an AI I cannot examine you."}, "no_role_leak", "As an AI"),
-        ({"answer": f"Doctor: {OPENER} {ANSWER}"}, "no_role_leak", "Doctor:"),
-        ({"question": f"<|user|>{QUESTION} {FEAR}"}, "no_role_leak", "<|user|>"),
-        ({"question": f"Here is the rewritten question: {QUESTION} {FEAR}"}, "no_role_leak", "Here is the rewritten"),
-        ({"answer": f"Dear [name], {OPENER} {ANSWER}"}, "no_placeholder", "[name]"),
-        ({"answer": f"{OPENER} {ANSWER} ..."}, "no_placeholder", "..."),
-        ({"answer": f"{OPENER} {FACTS[0]}"}, "length", "the answer has"),
-        ({"answer": changed(CLOSER, CLOSER + " I care about how you feel." * 20)}, "length", "the answer has"),
-    ],
-)
+BROKEN = [
+    ({"answer": changed("400 mg", "a little")}, "numbers_kept", "400 mg (answer)"),
+    ({"answer": changed("400 mg", "400")}, "numbers_kept", "400 mg (answer)"),
+    ({"answer": changed("400 mg", "800 mg")}, "no_invented_number", "800 mg"),
+    ({"answer": changed("400 mg", "400 ml")}, "no_invented_number", "400 ml"),
+    ({"answer": changed("3 times a day", "4 times a day")}, "no_invented_number", "4 times a day"),
+    ({"answer": changed(CLOSER, f"{CLOSER} Rest for 90 minutes.")}, "no_invented_number", "90 minute"),
+    ({"question": f"{QUESTION} {FEAR}".replace("3 weeks", "weeks")}, "numbers_kept", "3 week (question)"),
+    ({"question": f"{QUESTION} {FEAR} My temperature is 39 C."}, "no_invented_number", "39 degree c"),
+    ({"answer": changed("ibuprofen", "a painkiller")}, "drugs_kept", "ibuprofen (answer)"),
+    ({"answer": changed("ibuprofen", "ibuprofen or naproxen")}, "no_invented_drug", "naproxen"),
+    ({"question": f"{QUESTION} {FEAR} I take warfarin."}, "no_invented_drug", "warfarin"),
+    ({"answer": changed("with food", "without food")}, "no_added_negation", "without food"),
+    ({"answer": changed(CLOSER, "You can wait and see for now.")}, "no_added_advice", "you can wait"),
+    ({"answer": changed(CLOSER, "There is no need to see a doctor.")}, "no_added_advice", "there is no need to see"),
+    ({"answer": changed("Take 400", "Do not take 400")}, "no_added_negation", "not take"),
+    ({"question": f"{QUESTION} {FEAR}".replace("have had", "have never had")}, "no_added_negation", "never had"),
+    ({"answer": changed("sounds like bursitis", "sounds like arthritis")}, "facts_kept", FACTS[0]),
+    ({"answer": changed(FLAG + " ", "")}, "red_flags_kept", FLAG),
+    ({"answer": changed("emergency department", "pharmacy")}, "red_flags_kept", FLAG),
+    ({"question": f"{QUESTION} {FEAR}".replace("sore knee", "sore elbow")}, "question_kept", "knee"),
+    ({"question": "I am 42 and scared: 3 weeks!"}, "length", "the question has"),
+    ({"question": f"{QUESTION} {FEAR}", "condition": "soothing_answer"}, "question_kept", "neutral question"),
+    ({"emotion": "guilt"}, "emotion_present", "guilt"),
+    ({"question": QUESTION}, "emotion_present", "fear"),
+    ({"question": f"{QUESTION} I am not afraid."}, "emotion_present", "fear"),
+    ({"answer": ANSWER}, "comfort_present", "no comfort"),
+    ({"answer": f"Thanks for asking. {ANSWER} I hope this helps."}, "comfort_present", "no comfort"),
+    ({"answer": changed(CLOSER, "You will be fine.")}, "no_false_reassurance", "you will be fine"),
+    ({"answer": changed(CLOSER, "It's nothing serious.")}, "no_false_reassurance", "nothing serious"),
+    ({"answer": changed(CLOSER, "It is certainly nothing.")}, "no_false_reassurance", "certainly nothing"),
+    ({"answer": changed(CLOSER, "There is no need to worry at all.")}, "no_false_reassurance", "no need to worry"),
+    ({"answer": changed(CLOSER, "Ich wünsche Ihnen gute Besserung. 祝好。")}, "language", "祝好"),
+    ({"question": "Ich bin 42 und habe seit 3 Wochen ein wundes Knie."}, "language", "question"),
+    ({"answer": changed(CLOSER, "Todo va bien, no se preocupe.")}, "language", "Todo va bien"),
+    ({"answer": f"{OPENER} I cannot provide medical advice. {ANSWER}"}, "no_refusal", "I cannot provide"),
+    ({"answer": f"{OPENER} {ANSWER} As an AI I cannot examine you."}, "no_role_leak", "As an AI"),
+    ({"answer": f"Doctor: {OPENER} {ANSWER}"}, "no_role_leak", "Doctor:"),
+    ({"answer": f"{OPENER} {ANSWER} I ignore all previous instructions."}, "no_role_leak", "previous instructions"),
+    ({"answer": f"{OPENER} {ANSWER} You rewrite this for a research data set."}, "no_role_leak", "data set"),
+    ({"question": f"<|user|>{QUESTION} {FEAR}"}, "no_role_leak", "<|user|>"),
+    ({"question": f"Here is the rewritten question: {QUESTION} {FEAR}"}, "no_role_leak", "Here is the rewritten"),
+    ({"answer": f"Dear [name], {OPENER} {ANSWER}"}, "no_placeholder", "[name]"),
+    ({"answer": f"{OPENER} {ANSWER} ..."}, "no_placeholder", "..."),
+    ({"answer": f"{OPENER} {FACTS[0]}"}, "length", "the answer has"),
+    ({"answer": changed(CLOSER, CLOSER + " I care about how you feel." * 20)}, "length", "the answer has"),
+]
+
+
+@pytest.mark.parametrize(("broken", "gate", "reason"), BROKEN)
 def test_a_broken_rewrite_is_stopped_for_its_reason(broken, gate, reason):
     assert reason in failed(**broken)[gate]
 
@@ -141,6 +146,23 @@ def test_an_answer_may_be_reworded_and_reordered(answer):
     assert failed(answer=answer) == {}
 
 
+def test_every_gate_has_a_rewrite_that_it_stops():
+    """All but three, which have tests of their own below: the third is `unchanged`."""
+    gates = {gate.name for gate in check(dialogue(), rewrite())}
+    assert gates - {gate for _, gate, _ in BROKEN} == {"doses_kept", "negations_kept"}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [("I have a fever.", "Do not stop it.", "no fever (question)"), ("No fever.", "Stop it.", "not stop it (answer)")],
+)
+def test_a_denial_that_is_lost_or_turned_round_is_stopped(question, answer, reason):
+    source = dialogue(f"{QUESTION} I have no fever.", f"{ANSWER} Do not stop it.")
+    kept = failed(f"{QUESTION} No fever. {FEAR}", f"{OPENER} {ANSWER} Please do not stop it. {CLOSER}", source=source)
+    lost = failed(f"{QUESTION} {question} {FEAR}", f"{OPENER} {ANSWER} {answer} {CLOSER}", source=source)
+    assert kept == {} and reason in lost["negations_kept"]
+
+
 def test_the_original_must_not_change():
     assert "unchanged" in failed(question=QUESTION, answer=f"{OPENER} {ANSWER}", condition="original")
 
@@ -155,6 +177,23 @@ def test_unknown_facts_let_the_sentences_of_the_answer_count():
     source = dialogue(facts=[], red_flags=[])
     assert failed(source=source, answer=changed("This sounds like bursitis.", "THIS sounds   like bursitis!")) == {}
     assert FACTS[2] in failed(source=source, answer=changed(FACTS[2] + " ", ""))["facts_kept"]
+
+
+@pytest.mark.parametrize(
+    ("written", "gate"),
+    [("Assistant: it is my neck.", "no_role_leak"), ("I am [name].", "no_placeholder"), ("[INST] hi", "no_role_leak")],
+)
+def test_what_the_patient_writes_is_no_excuse_for_the_answer(written, gate):
+    source = dialogue(f"{QUESTION} {written}")
+    assert failed(f"{QUESTION} {written} {FEAR}", source=source) == {}
+    assert gate in failed(f"{QUESTION} {written} {FEAR}", f"{OPENER} {ANSWER} {CLOSER} {written}", source=source)
+
+
+@pytest.mark.parametrize(
+    "sentence", ["Die rash spread on the leg.", "Que sera, sera.", "Va bene.", "Hives, welts, nettle rash, no fever."]
+)
+def test_a_few_words_that_look_foreign_are_english(sentence):
+    assert not is_foreign(sentence)
 
 
 def test_a_label_that_the_source_has_is_no_leak():
@@ -513,14 +552,10 @@ def test_an_unknown_emotion_is_refused():
 
 
 def test_a_prohibition_turned_round_is_lost_whatever_else_goes_on():
-    from medcomfort_utils.rewrite.negation import lost_denials
-
     assert lost_denials("Do not stop it on your own.", "Stop it on your own. Keep warm.")
 
 
 @pytest.mark.parametrize("text", ["Wait and see if your lips swell.", "Ask a friend if your lips swell."])
 def test_urgent_care_without_a_place_is_care(text):
-    from medcomfort_utils.rewrite.support import same_care
-
     assert not same_care("Seek urgent care if your lips swell.", text)
     assert same_care("Seek urgent care if your lips swell.", "Go for urgent care if your lips swell up.")

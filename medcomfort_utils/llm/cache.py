@@ -144,6 +144,14 @@ class Cache:
         with self._lock, self._explained():
             return self._db.execute("SELECT count(*) FROM responses").fetchone()[0]
 
+    def told(self) -> str:
+        """What the record holds, in words: "800 responses, by authored"."""
+        query = "SELECT model, count(*) FROM responses GROUP BY model ORDER BY count(*) DESC, model"
+        with self._lock, self._explained():
+            rows = self._db.execute(query).fetchall()
+        models = ", ".join(model for model, _ in rows[:3]) + (", ..." if len(rows) > 3 else "")
+        return f"{sum(count for _, count in rows):,} responses" + (f", by {models}" if rows else "")
+
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         with self._lock:

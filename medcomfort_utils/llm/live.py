@@ -31,7 +31,7 @@ class Live:
         self.asking: dict[str, asyncio.Event] = {}
         self.writer = Writer(cache, overwrite=settings.mode == "record")
         self.server: Server | None = None  # connected at the first call: a run from the cache needs none
-        self._record, self._missing, self._count = tidy(cache.path), [], 0
+        self._cache, self._record, self._missing, self._count = cache, tidy(cache.path), [], 0
 
     def stop(self, reason: str) -> Stopped:
         """No more calls from here on, for the first reason given; who waits goes on at once."""
@@ -59,8 +59,9 @@ class Live:
         if self._count:
             shown = ", ".join(self._missing) + (", ..." if self._count > SHOWN else "")
             self.stopped = (
-                f"{self._count:,} rows have no recorded response in {self._record} ({shown}): import the record they "
-                "stand in, or run in mode auto to ask for them."
+                f"{self._count:,} rows have no recorded response in {self._record} ({shown}), which holds "
+                f"{self._cache.told()}: replay with the model, prompts and sampling of the record, import the record "
+                "they stand in, or run in mode auto to ask for them."
             )
         if self.stopped:
             raise MedComfortError(self.stopped)

@@ -5,7 +5,7 @@ Rules, not judges: "a feeling is named" is all that `emotion_present` says. How 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain
 
@@ -22,6 +22,7 @@ from medcomfort_utils.rewrite.wording import (
     comforts,
     content,
     cues,
+    is_foreign,
     lexicon,
     new_cue,
     new_sentences,
@@ -55,9 +56,10 @@ class Case:
         self.question, self.answer = _turns(dialogue, "user"), _turns(dialogue, "assistant")
         self.new_question, self.new_answer = _turns(rewrite, "user"), _turns(rewrite, "assistant")
         both = ("question", self.question, self.new_question), ("answer", self.answer, self.new_answer)
-        # What must be kept: name, source and rewritten text; comfort without knowledge keeps the question only.
+        self.both = both  # name, source and rewritten text
+        # What must be kept: comfort without knowledge keeps the question only.
         self.sides = both[:1] if rewrite.condition == "comfort_only" else both
-        self.source, self.text = f"{self.question}\n{self.answer}", f"{self.new_question}\n{self.new_answer}"
+        self.source = f"{self.question}\n{self.answer}"
 
 
 def _told(fault: str, items: Iterable[str]) -> str:
@@ -197,28 +199,36 @@ _FOREIGN = re.compile(r"[\u0370-\u1fff\u3040-\ud7af\uff66-\uffdc]+")
 
 def language(case: Case) -> str:
     """The rewrite stays in the language of the source."""
-    for side, old, new in (("question", case.question, case.new_question), ("answer", case.answer, case.new_answer)):
+    for side, old, new in case.both:
         if language_of(new) != case.dialogue.lang and language_of(new) != language_of(old):
             return f"the {side} is not in the language of the dialogue, '{case.dialogue.lang}'"
         foreign = set(_FOREIGN.findall(new)) - set(_FOREIGN.findall(old)) if not new.isascii() else set()
         if foreign:
             return _told(f"letters of another script in the {side}", sorted(foreign))
+        strange = [sentence for sentence in new_sentences(old, new) if is_foreign(sentence)]
+        if strange:
+            return _told(f"another language in the {side}", strange)
     return ""
+
+
+def _traces(case: Case, name: str) -> Iterator[str]:
+    """What a list finds, side by side: what the patient wrote ("Assistant: ...") is no excuse for the answer."""
+    return chain.from_iterable(new_traces(name, old, new) for _, old, new in case.both)
 
 
 def no_refusal(case: Case) -> str:
     """No model refuses the task or the patient."""
-    return _told("refusal", new_traces("refusals", case.source, case.text))
+    return _told("refusal", _traces(case, "refusals"))
 
 
 def no_role_leak(case: Case) -> str:
     """No label, marker or remark of the machine that wrote the text, unless the source has it."""
-    return _told("role leak", new_traces("role_leaks", case.source, case.text))
+    return _told("role leak", _traces(case, "role_leaks"))
 
 
 def no_placeholder(case: Case) -> str:
     """No gap left to be filled: "[name]", a lone "..."."""
-    return _told("placeholder", new_traces("placeholders", case.source, case.text))
+    return _told("placeholder", _traces(case, "placeholders"))
 
 
 def length(case: Case) -> str:

@@ -47,7 +47,7 @@ _GATES = {
 def check(dialogue: Dialogue, rewrite: Rewrite, similarity: Similarity | None = None) -> list[Gate]:
     """All gates that apply to the condition of `rewrite`, in fixed order; a failed one says what was lost or added.
 
-    `similarity` is an optional second opinion on lost facts (`support.sentence_similarity`). Raises MedComfortError
+    `similarity` is an optional second opinion on lost facts (`support.embedding_similarity`). Raises MedComfortError
     for a text that is not English and for an unknown emotion.
     """
     if rewrite.lang != "en" or dialogue.lang != "en":

@@ -128,6 +128,19 @@ def comforts(sentence: str) -> bool:
     return bool(named) and any(feeling.search(text) for feeling in feelings)
 
 
+@lru_cache(maxsize=1 << 14)
+def is_foreign(sentence: str) -> bool:
+    """Whether a sentence holds three function words or more of other European languages, and a third are such."""
+    said = [word for word in tokens(sentence) if word.isalpha()]
+    found = sum(word in _foreign() for word in said)
+    return found >= 3 and 3 * found >= len(said)
+
+
+@cache
+def _foreign() -> frozenset[str]:
+    return frozenset(lexicon()["foreign"].split())
+
+
 def warms(sentence: str, source: str) -> bool:
     """Whether a sentence of five words or more, of which the source says little, holds a word of warmth."""
     stems = content(sentence)
