@@ -82,7 +82,7 @@ def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = N
     """
     path = _find(str(profile))
     told = _read(path)
-    name = _file_name(name or told.name, f"{tidy(path)}: the run's name")
+    name = _file_name(told.name if name is None else name, f"{tidy(path)}: the run's name")
     steps = [step for entry in told.steps for step in _steps(entry, path)]
     run = Run(name, told.description, tidy(path), paths.RUNS / name, steps)
     _expand_needs(run)

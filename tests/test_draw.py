@@ -352,6 +352,13 @@ def test_markdown_and_latex_escape():
     ]
 
 
+def test_latex_aligns_words_left_and_numbers_right():
+    table = pd.DataFrame({"Claim": ["x"], "d_z": ["−0.02"], "p": ["< 0.001"], "n": ["–"], "Verdict": ["supported"]})
+    lines = tables.to_latex(table).splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrll}"
+    assert lines[2] == r"Claim & $d_z$ & $p$ & n & Verdict \\"
+
+
 def test_values_are_named_and_complete(results):
     text = tables.values_tex(results)
     for name, value in {

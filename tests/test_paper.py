@@ -129,6 +129,7 @@ def test_settings_are_those_of_the_profile(run):
     table = setup.recipes(run).set_index("Model")
     told = {step.name: step.parameters for step in run.steps}["02_finetune-dpo"]
     assert float(table.loc["DPO", "Learning rate"]) == told["learning_rate"]
+    assert table["Starts from"].tolist() == ["base", "SFT, same seed", "SFT, same seed", "base", "base", "base"]
     assert table.loc["DPO", "Seeds"] == str(len(told["seeds"]))
     assert setup.plain(5e-5) == "0.00005" and setup.plain(1500) == "1,500" and setup.plain(1.0) == "1"
 

@@ -435,6 +435,12 @@ def test_profiles_are_checked(house, old, new, sentence):
     assert sentence in str(error.value) and not (house / "runs").exists()
 
 
+@pytest.mark.parametrize("name", ["", "..", "../tiny", "a b"])
+def test_a_run_is_called_by_a_plain_name(house, capsys, name):
+    assert main(["reproduce", "--profile", "tiny", "--name", name]) == 1
+    assert f"the run's name {name!r} names files" in capsys.readouterr().err and not (house / "runs").exists()
+
+
 def test_an_unknown_profile_lists_the_known_ones(house, capsys):
     assert main(["reproduce", "--profile", "paper"]) == 1
     assert capsys.readouterr().err == "medcomfort: There is no profile 'paper'; there are: tiny.\n"

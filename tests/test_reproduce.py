@@ -40,6 +40,7 @@ steps:
   - notebook: 04_figures
     parameters:
       results_dir: "${run}"
+      ablation_dir: "${run}"
       figures_dir: "${run}/figures"
       tables_dir: "${run}/paper"
       summary: "${run}/summary.md"

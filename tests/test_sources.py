@@ -336,9 +336,10 @@ def test_bad_files_end_with_one_sentence(tmp_path, name):
 def test_broken_line_and_missing_answer_are_named(tmp_path):
     lines = [json.dumps(record(number)) for number in range(900)]
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join([*lines[:811], '{"question": "broken', *lines[812:]]))
-    with pytest.raises(MedComfortError, match="a.jsonl, line 812: this is not valid JSON"):
-        load_dialogues(str(path))
+    for broken in ('{"question": "broken', '{"question": "broken off", ', '{"question": "x", "answer":', "{"):
+        path.write_text("\n".join([*lines[:811], broken, *lines[812:]]))
+        with pytest.raises(MedComfortError, match="a.jsonl, line 812: this is not valid JSON"):
+            load_dialogues(str(path))
     path.write_text("\n".join([*lines[:811], "", '{"question": "no answer"}', *lines[812:]]))
     with pytest.raises(MedComfortError, match=r"line 813: the record has no field 'answer' \(it has question\)"):
         load_dialogues(str(path))

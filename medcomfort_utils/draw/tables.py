@@ -14,6 +14,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "−": "$-$", NONE: "--",
 }  # fmt: skip
+_SYMBOLS = {"d_z": "$d_z$", "p": "$p$"}  # headings that are mathematics
 _VALUE_COMMAND = r"""% Written by 04_figures from results.json and claims.json; do not edit.
 % \mcvalue{MODEL.TEST_SET.METRIC} (also .low, .high, .n), \mcvalue{claim.ID.MODEL.verdict} (also .estimate, .low,
 % .high, .p, .effect), \mcvalue{run.KEY}. An unknown name is an error, never an empty place.
@@ -57,14 +58,16 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def to_latex(table: pd.DataFrame) -> str:
-    """A booktabs `tabular`, every cell escaped; no line breaks within an interval."""
+    """A booktabs `tabular`, every cell escaped; words aligned left, numbers right; no breaks within an interval."""
     header, *rows = [" & ".join(map(_tied, line)) + r" \\" for line in [table.columns, *table.to_numpy().tolist()]]
-    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}"
+    numeric = [column.astype(str).str.match(r"(< |−)?\d").any() for _, column in table.items()]
+    aligned = "".join("r" if each else "l" for each in numeric[1:])
+    begin = rf"\begin{{tabular}}{{l{aligned}}}"
     return "\n".join([begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _tied(cell: object) -> str:
-    return re.sub(r"\[(\S+), (\S+)\]", r"[\1,~\2]", escape(cell))
+    return _SYMBOLS.get(cell) or re.sub(r"\[(\S+), (\S+)\]", r"[\1,~\2]", escape(cell))
 
 
 def escape(text: object) -> str:

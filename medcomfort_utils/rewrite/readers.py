@@ -74,7 +74,7 @@ def _json(path: Path) -> Iterator[tuple[Place, dict]]:
                 yield from _numbered(_parse(path, _text(path, file.read(), ""), 1))
                 return
             for number, line in enumerate(file, start=1):
-                if line.strip():
+                if line := line.rstrip():  # with its end, a record broken off would seem to break on the next line
                     yield f"line {number}", _parse(path, _text(path, line, f", line {number},"), number)
     except OSError as error:
         raise MedComfortError(f"{tidy(path)} could not be read: {error.strerror}.") from error
