@@ -59,6 +59,7 @@ docs/*
 data/README
 data/*/README
 data/*/GUIDE
+data/*/models/*/README
 EXPERIMENTS
 C[HO]*
 ```

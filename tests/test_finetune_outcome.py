@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from medcomfort_utils import paths
-from medcomfort_utils.finetune import card, hyperparameters, trainers
+from medcomfort_utils.finetune import card, engine, hyperparameters, trainers
 from medcomfort_utils.fingerprint import code_cells
 from medcomfort_utils.paths import MedComfortError
 
@@ -116,6 +116,7 @@ def test_the_adapter_names_its_base_as_the_parameters_did(tiny, rewrites, tmp_pa
     fit("sft", "lora", rewrites, "data/base", tmp_path / "model")
     told = paths.read_json(tmp_path / "model" / "adapter" / "adapter_config.json", "adapter")
     assert told["base_model_name_or_path"] == "data/base"
+    assert told["target_modules"] == sorted(engine.LORA_TARGETS)  # in one order, whatever the process
     texts = [path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert not [text for text in texts if str(tmp_path).encode() in text]
 

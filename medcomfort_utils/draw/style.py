@@ -13,7 +13,7 @@ from medcomfort_utils.paths import replacing, resolve
 
 COLUMN = 84 / 25.4  # inches: one column of a two-column page
 PAGE = 174 / 25.4  # inches: both columns
-INK, FAINT = "#333333", "#8c8c8c"
+INK, FAINT = "#333333", "#6e6e6e"
 
 # Okabe & Ito's colours, which colour-blind readers tell apart; each model has its marker too, for print without colour.
 _COLOURS = {"base": "#6e6e6e", "sft": "#0072b2", "dpo": "#d55e00", "kto": "#009e73", "original": INK, "template": INK}

@@ -235,8 +235,14 @@ def _write(trained: Path, base: str, folder: Path, dtype: str, revision: str) ->
 
 
 def _name_base(config: Path, base: str) -> None:
-    """Name the adapter's base as the parameters did: where it lies on this machine is nobody else's path."""
+    """Name the adapter's base as the parameters did: where it lies on this machine is nobody else's path.
+
+    PEFT keeps the projections as a set, whose order is another in each process: they are sorted, so that equal
+    trainings leave equal files.
+    """
     told = json.loads(config.read_text(encoding="utf-8"))
+    if isinstance(told["target_modules"], list):  # else a pattern
+        told["target_modules"] = sorted(told["target_modules"])
     source = source_of(base)
     told["base_model_name_or_path"] = tidy(source) if Path(source).is_absolute() else source
     config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
