@@ -33,11 +33,10 @@ INSTANCES = {
     "upload_folder": huggingface_hub.HfApi.upload_folder,
 }
 # What takes any keyword and reads it by name, or hands it on.
+MODEL = (transformers.PreTrainedModel.from_pretrained, _BaseAutoModelClass.from_pretrained)
 OPEN = {
-    "AutoModelForCausalLM.from_pretrained": (
-        transformers.PreTrainedModel.from_pretrained,
-        _BaseAutoModelClass.from_pretrained,
-    ),
+    "AutoModel.from_pretrained": MODEL,
+    "AutoModelForCausalLM.from_pretrained": MODEL,
     "AutoTokenizer.from_pretrained": (transformers.AutoTokenizer.from_pretrained, TOKENIZER.from_pretrained),
     "cached_file": (transformers.utils.hub.cached_file, transformers.utils.hub.cached_files),
     "PreTrainedTokenizerFast": (transformers.PreTrainedTokenizerFast, TOKENIZER),

@@ -140,4 +140,5 @@ def interrupt(folder, run, seconds):
     assert stopped.process.wait(60) == 130
     said = stopped.said[1].read_text().strip().splitlines()
     assert len(said) == 1 and said[0].startswith("medcomfort: interrupted; finished steps are kept")
-    assert not half_written(run) and kernels and not any(kernel.is_running() for kernel in kernels)
+    assert not half_written(run) and kernels
+    assert psutil.wait_procs(kernels, timeout=30)[1] == []
