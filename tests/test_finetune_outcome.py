@@ -206,7 +206,10 @@ def test_seeds_no_longer_asked_for_are_dropped_and_the_parameters_kept(tiny, rew
     assert paths.read_json(tmp_path / "models" / "gentle.json", "gentle")["parameters"] == given | {"seeds": [1]}
 
 
-@pytest.mark.parametrize(("more", "told"), [({"warmup": 0.2}, "no .*'warmup'"), ({"lora_alpha": 0}, "^lora_alpha must")])
+MORE = [({"warmup": 0.2}, "no .*'warmup'"), ({"lora_alpha": 0}, "^lora_alpha must")]
+
+
+@pytest.mark.parametrize(("more", "told"), MORE)
 def test_more_hyper_parameters_by_name(tmp_path, rewrites, tiny, more, told):
     given = parameters(tmp_path, rewrites, tiny, more={"warmup_ratio": 0.3, "lora_alpha": 8})
     hyper = hyperparameters.from_parameters(given)
