@@ -148,6 +148,7 @@ class Evaluating(BaseModel):
     limit: int = Field(ge=0)
     max_new_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    workers: int = Field(ge=1)
     out_dir: Told
 
 

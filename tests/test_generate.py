@@ -83,13 +83,13 @@ def test_a_length_or_batch_out_of_range_is_refused(prompts, name, value):
 
 
 @torch.no_grad()
-def test_perplexity_by_hand(prompts):
+def test_perplexity_by_hand(prompts, monkeypatch):
     model, tokenizer = engine.load(BASE)
     texts = ["This sounds like a cold.", "", "I hear how frightened you are.", "Blue seven the of."]
-    values = generate.perplexity(BASE, prompts[:4], texts, batch_size=2)
-    assert math.isnan(values[1]) and values == pytest.approx(
-        generate.perplexity(BASE, prompts[:4], texts, batch_size=1), rel=1e-4, nan_ok=True
-    )
+    values = generate.perplexity(BASE, prompts[:4], texts)
+    monkeypatch.setattr(generate, "SCORED", 1)
+    one_by_one = generate.perplexity(BASE, prompts[:4], texts)
+    assert math.isnan(values[1]) and values == pytest.approx(one_by_one, rel=1e-4, nan_ok=True)
     for number in (0, 2, 3):
         head = tokenizer.apply_chat_template(prompts[number], add_generation_prompt=True, return_dict=True)["input_ids"]
         tail = tokenizer(texts[number])["input_ids"]

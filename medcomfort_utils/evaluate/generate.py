@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from medcomfort_utils.evaluate.workers import Workers
 from medcomfort_utils.finetune import engine
 from medcomfort_utils.paths import MedComfortError, write_text
+
+SCORED = 16  # replies whose perplexity is taken at a time: their logits, of the whole vocabulary, must stay small
 
 
 def replies(
@@ -51,27 +55,40 @@ def _reply(tokens: list[int], tokenizer) -> tuple[str, int, bool]:
     return tokenizer.decode(tokens[:length], skip_special_tokens=True).strip(), length, length < len(tokens)
 
 
-@torch.no_grad()
 def perplexity(
-    model: str, prompts: Sequence[list[dict]], texts: Sequence[str], batch_size: int = 64, revision: str = ""
+    model: str, prompts: Sequence[list[dict]], texts: Sequence[str], revision: str = "", workers: Workers | None = None
 ) -> list[float]:
     """Perplexity of each reply under `model` (one judge for all, usually the base), given its prompt; nan if empty."""
+    rows = [(json.dumps(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
+    # Many replies are the same, to the same question; each is scored once.
+    distinct, workers = list(dict.fromkeys(rows)), workers or Workers()
+    parts = [distinct[number :: workers.count] for number in range(workers.count)]
+    values = {}
+    for part, scored in zip(parts, workers.map(partial(_perplexity, model, revision), parts), strict=True):
+        values |= zip(part, scored, strict=True)
+    return [values[row] for row in rows]
+
+
+@torch.inference_mode()
+def _perplexity(model: str, revision: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Perplexity of each (prompt as JSON, reply)."""
     loaded, tokenizer = engine.load(model, "trl", "float32", revision)
     limit = getattr(loaded.config, "max_position_embeddings", 2048)
     loaded.eval()
     rows = []
-    for prompt, text in zip(prompts, texts, strict=True):
-        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    for prompt, text in pairs:
+        head = tokenizer.apply_chat_template(json.loads(prompt), add_generation_prompt=True, tokenize=False)
         head, tail = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, text))
         tail = tail[: limit // 2]
         rows.append((tuple((head + tail)[-limit:]), len(tail)))
-    # Many replies are the same, to the same question; each is scored once.
-    distinct = sorted({row for row in rows if row[1]}, key=lambda row: (len(row[0]), row))
-    values = {}
-    for start in range(0, len(distinct), batch_size):
-        chosen = distinct[start : start + batch_size]
-        values |= zip(chosen, _perplexities(loaded, tokenizer.pad_token_id, chosen), strict=True)
-    return [values.get(row, float("nan")) for row in rows]
+    values = [float("nan")] * len(rows)
+    order = sorted((i for i, (_, count) in enumerate(rows) if count), key=lambda i: (len(rows[i][0]), i))
+    for start in range(0, len(order), SCORED):
+        chosen = order[start : start + SCORED]
+        scored = _perplexities(loaded, tokenizer.pad_token_id, [rows[i] for i in chosen])
+        for i, value in zip(chosen, scored, strict=True):
+            values[i] = value
+    return values
 
 
 def _perplexities(model, pad: int, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[float]:
