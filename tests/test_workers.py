@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import psutil
 import pytest
@@ -15,7 +14,8 @@ from medcomfort_utils.evaluate.workers import Workers
 from medcomfort_utils.paths import NANO_BASE, ROOT, MedComfortError
 
 BASE = str(NANO_BASE)
-PROMPTS = [turn("user", f"I have had a cough for {days} days. What should I do?") for days in (2, 5, 9)]
+ILLS = "a cough", "an itchy rash", "a painful knee"
+PROMPTS = [turn("user", f"I have had {ill} for a week. What should I do?") for ill in ILLS]
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,18 @@ def pair():
     crew.close()
 
 
-def test_results_come_in_the_order_of_the_tasks(pair):
-    assert list(pair.map(abs, range(-9, 0))) == list(Workers().map(abs, range(-9, 0)))
+def doubled(rows):
+    return [2 * row for row in rows]
+
+
+@pytest.mark.parametrize("rows", [list(range(-9, 0)), [7], []])
+def test_results_come_in_the_order_of_the_rows(pair, rows):
+    assert pair.deal(doubled, rows) == Workers().deal(doubled, rows) == doubled(rows)
 
 
 def test_two_processes_say_what_one_says(pair):
-    reply = partial(generate.replies, prompts=PROMPTS, max_new_tokens=16)
-    one, two = ([table.to_dict() for table in crew.map(reply, [BASE, BASE])] for crew in (Workers(), pair))
-    assert one == two and len(one) == 2
+    one, two = (generate.replies(BASE, PROMPTS, max_new_tokens=16, workers=crew) for crew in (None, pair))
+    assert one.equals(two) and one["reply"].nunique() > 1
 
 
 def test_perplexity_is_the_same_however_many_score(pair):
@@ -43,16 +47,19 @@ def test_perplexity_is_the_same_however_many_score(pair):
 
 
 def test_an_error_in_a_worker_is_a_sentence_here(pair):
-    reply = partial(generate.replies, prompts=PROMPTS, max_new_tokens=8)
     with pytest.raises(MedComfortError, match="no_such_model is no model folder"):
-        list(pair.map(reply, [str(ROOT / "data" / "no_such_model")]))
+        generate.replies(str(ROOT / "data" / "no_such_model"), PROMPTS, max_new_tokens=8, workers=pair)
 
 
 def test_a_worker_that_dies_is_told_in_a_sentence():
     crew = Workers(2)
     with pytest.raises(MedComfortError, match="A worker process died .* take fewer workers"):
-        list(crew.map(os._exit, [1]))
+        crew.deal(exit_at_once, [1, 2])
     crew.close()
+
+
+def exit_at_once(rows):
+    os._exit(len(rows))
 
 
 def test_fewer_than_one_worker_is_refused():
@@ -64,7 +71,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = (
         "import sys, time\nfrom medcomfort_utils.evaluate.workers import Workers\n"
         "if __name__ == '__main__':\n"
-        "    crew = Workers(2)\n    print(list(crew.map(abs, [-1, -2])), flush=True)\n    time.sleep(600)\n"
+        "    crew = Workers(2)\n    print(crew.deal(sorted, [1, 2]), flush=True)\n    time.sleep(600)\n"
     )
     script = tmp_path / "parent.py"
     script.write_text(code)

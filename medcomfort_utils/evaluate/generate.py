@@ -16,18 +16,31 @@ SCORED = 16  # replies whose perplexity is taken at a time: their logits, of the
 
 
 def replies(
-    model: str, prompts: Sequence[list[dict]], max_new_tokens: int = 256, batch_size: int = 64, revision: str = ""
+    model: str,
+    prompts: Sequence[list[dict]],
+    max_new_tokens: int = 256,
+    batch_size: int = 64,
+    revision: str = "",
+    workers: Workers | None = None,
 ) -> pd.DataFrame:
     """Greedy replies to chat prompts, in the order given: columns reply, tokens, ended (with the end token), cut.
 
     Prompts are batched by length, so that little is padded; the order of results does not depend on it. A prompt
     that leaves no room for the reply loses its beginning (`cut`). Raises MedComfortError if no prompt could have room.
     """
+    if batch_size < 1:
+        raise MedComfortError(f"batch_size must be at least 1, not {batch_size}.")
+    answering = partial(_replies, model, max_new_tokens, batch_size, revision)
+    rows = (workers or Workers()).deal(answering, list(prompts))
+    return pd.DataFrame(rows, columns=["reply", "tokens", "ended", "cut"])
+
+
+def _replies(
+    model: str, max_new_tokens: int, batch_size: int, revision: str, prompts: list[list[dict]]
+) -> list[tuple[str, int, bool, bool]]:
     # not above: transformers must not be imported before Unsloth is, and `engine` sees to that
     from medcomfort_utils.evaluate.decode import greedy
 
-    if batch_size < 1:
-        raise MedComfortError(f"batch_size must be at least 1, not {batch_size}.")
     loaded, tokenizer = engine.load(model, "trl", "float32", revision)
     loaded.eval()
     context = getattr(loaded.config, "max_position_embeddings", 2048)
@@ -36,16 +49,14 @@ def replies(
     room = context - max_new_tokens
     texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
     whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    encoded = [tokens[-room:] for tokens in whole]
-    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
-    rows = [None] * len(encoded)
+    order = sorted(range(len(whole)), key=lambda i: (len(whole[i]), i))
+    rows = [None] * len(whole)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        made = greedy(loaded, tokenizer, [encoded[i] for i in chosen], max_new_tokens)
+        made = greedy(loaded, tokenizer, [whole[i][-room:] for i in chosen], max_new_tokens)
         for i, tokens in zip(chosen, made, strict=True):
-            rows[i] = _reply(tokens, tokenizer)
-    table = pd.DataFrame(rows, columns=["reply", "tokens", "ended"])
-    return table.assign(cut=[len(tokens) > room for tokens in whole])
+            rows[i] = (*_reply(tokens, tokenizer), len(whole[i]) > room)
+    return rows
 
 
 def _reply(tokens: list[int], tokenizer) -> tuple[str, int, bool]:
@@ -61,11 +72,9 @@ def perplexity(
     """Perplexity of each reply under `model` (one judge for all, usually the base), given its prompt; nan if empty."""
     rows = [(json.dumps(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
     # Many replies are the same, to the same question; each is scored once.
-    distinct, workers = list(dict.fromkeys(rows)), workers or Workers()
-    parts = [distinct[number :: workers.count] for number in range(workers.count)]
-    values = {}
-    for part, scored in zip(parts, workers.map(partial(_perplexity, model, revision), parts), strict=True):
-        values |= zip(part, scored, strict=True)
+    distinct = list(dict.fromkeys(rows))
+    scored = (workers or Workers()).deal(partial(_perplexity, model, revision), distinct)
+    values = dict(zip(distinct, scored, strict=True))
     return [values[row] for row in rows]
 
 

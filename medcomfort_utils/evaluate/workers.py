@@ -1,4 +1,4 @@
-"""Processes that answer and score at the same time.
+"""Processes that answer and score at the same time, each a part of the rows.
 
 A small model keeps one core busy and makes little of a second one: on two cores, two processes of one thread each do
 nearly twice the work of one process of two threads. A large model, or one on a GPU, is better left to one process.
@@ -7,7 +7,7 @@ nearly twice the work of one process of two threads. A large model, or one on a 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -31,15 +31,20 @@ class Workers:
             # spawned, not forked: a fork of a process whose threads hold locks may wait for ever
             self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start)
 
-    def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-        """The results, in the order of the tasks; function, tasks and results must be picklable.
+    def deal(self, function: Callable[[list], list], rows: Sequence[Any]) -> list:
+        """Deal the rows out, and put what `function` makes of each part, a result a row, into the order of the rows.
 
-        Raises what the function raises, and MedComfortError if a process died.
+        Function, rows and results must be picklable. Raises what the function raises, and MedComfortError if a process
+        died.
         """
+        parts = [list(rows[number :: self.count]) for number in range(self.count)]
+        results = [None] * len(rows)
         try:
-            yield from self._pool.map(function, tasks) if self._pool else map(function, tasks)
+            for number, part in enumerate((self._pool.map if self._pool else map)(function, parts)):
+                results[number :: self.count] = part
         except BrokenProcessPool:
             raise MedComfortError("A worker process died (often for want of memory): take fewer workers.") from None
+        return results
 
     def close(self) -> None:
         """End the processes."""
