@@ -97,7 +97,7 @@ def by_trainer(engine_name: str, method: str, base: str, length: int, steps: int
     trainers.build = timed
     tokenizer = engine.load_tokenizer(base)
     rows = rows_for(method, length, tokenizer)
-    hyper = hyperparameters.hyper(**plan(length, steps))
+    hyper = hyperparameters.Hyper(**plan(length, steps))
     rows, hyper = checks.ready(method, rows, tokenizer, hyper)
     settings = {"start": base, "engine": engine_name, "seed": 0, "revision": ""}
     with tempfile.TemporaryDirectory() as folder:

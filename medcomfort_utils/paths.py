@@ -1,12 +1,13 @@
 """Where things lie, and how files are written so that a crash never leaves half of one."""
 
+import difflib
 import errno
 import glob
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,13 @@ class MedComfortError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Shown by IPython in place of a traceback, so that a notebook prints the sentence alone."""
         return [f"MedComfortError: {self}"]
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: whether the known one most like it was meant, or which there are."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(known) or 'none'}."
 
 
 def resolve(path: str | Path) -> Path:

@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medcomfort_utils import paths, values
-from medcomfort_utils.paths import MedComfortError, tidy
-from medcomfort_utils.values import FILE_NAME, meant
+from medcomfort_utils.paths import MedComfortError, meant, tidy
+from medcomfort_utils.values import FILE_NAME
 
 ANNOTATIONS = {"str", "int", "float", "bool", "list", "dict", "None"}
 
@@ -70,7 +70,7 @@ class Run:
         found = [step for step in self.steps if step.name == name]
         found = found or [step for step in self.steps if step.notebook.stem == name]
         if not found:
-            raise MedComfortError(f"{self.profile} has no step {name!r}{meant(name, [s.name for s in self.steps])}.")
+            raise MedComfortError(f"{self.profile} has no step {name!r}{meant(name, [s.name for s in self.steps])}")
         return found
 
 
@@ -142,7 +142,7 @@ def _find(profile: str) -> Path:
         path = paths.PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in paths.PROFILES.glob("*.yaml"))
-        raise MedComfortError(f"There is no profile {profile!r}{meant(profile, known)}.")
+        raise MedComfortError(f"There is no profile {profile!r}{meant(profile, known)}")
     return path
 
 
@@ -227,7 +227,7 @@ def _checked(step: Step, known: dict[str, tuple[str, Any]], profile: str) -> dic
         problem = error.errors()[0]
     name, value = problem["loc"][0], problem["input"]
     if problem["type"] == "extra_forbidden":
-        raise MedComfortError(f"{where}: {tidy(step.notebook)} has no parameter {name!r}{meant(name, known)}.")
+        raise MedComfortError(f"{where}: {tidy(step.notebook)} has no parameter {name!r}{meant(name, known)}")
     annotation = known[name][0]
     hint = _hint(annotation, value) if len(problem["loc"]) == 1 else ""
     raise MedComfortError(f"{where}: {name} must be {annotation}, not {value!r}{hint}.")

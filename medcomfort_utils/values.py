@@ -3,16 +3,15 @@
 `MODELS` has a table for each notebook; a parameter that it does not name may be anything of its type.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.paths import MedComfortError, meant
 from medcomfort_utils.records import EMOTIONS, REJECTED, check_pairs
 
 FILE_NAME = re.compile(r"\w[\w.-]*")
@@ -21,40 +20,80 @@ Told = Annotated[str, Field(min_length=1)]
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 
 
-class Rewriting(BaseModel):
+class Ranged(BaseModel):
+    """A table of values; one out of range, or unknown, raises MedComfortError, which names it and what is allowed."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **given):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise MedComfortError(self._sentence(error.errors()[0])) from None
+
+    @classmethod
+    def _sentence(cls, problem: Mapping[str, Any]) -> str:
+        """What is wrong, in words: `balance must be less than or equal to 1, not 2.0.`"""
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            return f"there is no parameter {name!r}{meant(name, cls.model_fields)}"
+        if problem["type"] in ("too_short", "string_too_short"):
+            return f"{name} must not be empty."
+        told = problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+        return f"{name} {told}, not {problem['input']!r}."
+
+
+class Sampling(Ranged):
+    """What a request's `sampling` may hold: these in their ranges, and whatever else the server knows."""
+
+    model_config = ConfigDict(extra="allow")
+    temperature: float = Field(1.0, ge=0, le=2)
+    max_tokens: int = Field(1, ge=1)
+
+
+class Settings(Ranged):
+    """How to ask a language model. `mode`: auto (the cache, else a call), replay (cache only), record (call all anew).
+
+    `base_url` empty: from the environment. `concurrency`: calls at once. `timeout` in seconds, of a whole call.
+    Prices are per million tokens. The limits a minute and the budget (`max_cost`, `max_tokens_total`, for the life
+    of a client) are off at 0.
+    """
+
+    base_url: str = ""
+    mode: Literal["auto", "replay", "record"] = "auto"
+    concurrency: int = Field(16, ge=1, le=4096)
+    requests_per_minute: float = Field(0, ge=0)
+    tokens_per_minute: float = Field(0, ge=0)
+    timeout: float = Field(120.0, gt=0)
+    retries: int = Field(6, ge=0)
+    max_cost: float = Field(0.0, ge=0)
+    max_tokens_total: int = Field(0, ge=0)
+    price_in: float = Field(0.0, ge=0)
+    price_out: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _priced(self):
+        if self.max_cost and not (self.price_in or self.price_out):
+            raise MedComfortError("max_cost needs price_in and price_out, the prices per million tokens.")
+        return self
+
+
+class Rewriting(Settings, Sampling):
     """Parameters of 01_rewrite."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore")
     source: Told
     limit: int = Field(ge=0)
     per_condition: int = Field(ge=1)
     emotions: int = Field(ge=1, le=len(EMOTIONS))
     seed: int = Field(ge=0, le=MAX_SEED)
     rewriter: Literal["llm", "template"]
-    mode: Literal["auto", "replay", "record"]
-    temperature: float = Field(ge=0, le=2)
-    max_tokens: int = Field(ge=1)
-    concurrency: int = Field(ge=1)
-    timeout: float = Field(gt=0)
-    requests_per_minute: int = Field(ge=0)
-    tokens_per_minute: int = Field(ge=0)
-    max_tokens_total: int = Field(ge=0)
-    price_in: float = Field(ge=0)
-    price_out: float = Field(ge=0)
-    max_cost: float = Field(ge=0)
     out_dir: Told
 
-    @model_validator(mode="after")
-    def _priced(self):
-        if self.max_cost and not (self.price_in or self.price_out):
-            raise ValueError("max_cost needs price_in and price_out, the prices per million tokens")
-        return self
 
-
-class Hyper(BaseModel):
+class Hyper(Ranged):
     """Every hyper-parameter that shapes a run, for both engines. Units are optimiser steps unless said otherwise."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     learning_rate: float = Field(gt=0)
     max_steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)  # examples a device
@@ -96,7 +135,7 @@ class Finetuning(Hyper):
     @classmethod
     def _with_more(cls, given: dict[str, Any]) -> dict[str, Any]:
         for name in given["more"].keys() - Hyper.model_fields.keys():
-            raise ValueError(f"more: there is no hyper-parameter {name!r}{meant(str(name), Hyper.model_fields)}")
+            raise MedComfortError(f"more: there is no hyper-parameter {name!r}{meant(str(name), Hyper.model_fields)}")
         return given | given["more"]
 
     @field_validator("name")
@@ -123,23 +162,17 @@ class Finetuning(Hyper):
         return seeds
 
     @model_validator(mode="after")
-    def _pairs_fit(self):
-        try:
-            check_pairs(self.target, self.balance, None if self.method == "sft" else self.against)
-        except MedComfortError as error:
-            raise ValueError(str(error).removesuffix(".")) from None
-        return self
-
-    @model_validator(mode="after")
-    def _batches_for_kto(self):
+    def _suit_the_method(self):
+        check_pairs(self.target, self.balance, None if self.method == "sft" else self.against)
         if self.method == "kto" and self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 for KTO, not {self.batch_size}")
+            raise MedComfortError(f"batch_size must be at least 2 for KTO, not {self.batch_size}.")
         return self
 
 
-class Evaluating(BaseModel):
+class Evaluating(Ranged):
     """Parameters of 03_evaluate."""
 
+    model_config = ConfigDict(extra="ignore")
     dialogues: Told
     rewrites: Told
     models_dir: Told
@@ -152,9 +185,10 @@ class Evaluating(BaseModel):
     out_dir: Told
 
 
-class Drawing(BaseModel):
+class Drawing(Ranged):
     """Parameters of 04_figures."""
 
+    model_config = ConfigDict(extra="ignore")
     results_dir: Told
     ablation_dir: Told
     figures_dir: Told
@@ -162,7 +196,7 @@ class Drawing(BaseModel):
     summary: Told
 
 
-MODELS: dict[str, type[BaseModel]] = {
+MODELS: dict[str, type[Ranged]] = {
     "01_rewrite": Rewriting,
     "02_finetune": Finetuning,
     "03_evaluate": Evaluating,
@@ -170,7 +204,7 @@ MODELS: dict[str, type[BaseModel]] = {
 }
 
 
-def model_of(notebook: str, parameters: dict[str, Any]) -> type[BaseModel] | None:
+def model_of(notebook: str, parameters: dict[str, Any]) -> type[Ranged] | None:
     """The table of a notebook, given by its stem; None for one that is not ours, even if it has the name of ours."""
     model = MODELS.get(notebook)
     needed = {name for name, field in model.model_fields.items() if field.is_required()} if model else set()
@@ -182,24 +216,8 @@ def check(notebook: str, parameters: dict[str, Any]) -> None:
 
     Raises MedComfortError, naming the parameter, its value and what is allowed.
     """
-    model = model_of(notebook, parameters)
-    try:
-        if model:
-            model.model_validate(parameters)
-    except ValidationError as error:
-        raise MedComfortError(sentence(error)) from None
-
-
-def sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, in words: `balance must be less than or equal to 1, not 2.0.`"""
-    problem = error.errors()[0]
-    name, value = ".".join(map(str, problem["loc"][:1])), problem["input"]
-    if problem["type"] == "extra_forbidden":
-        return f"there is no hyper-parameter {name!r}{meant(name, Hyper.model_fields)}."
-    if problem["type"] in ("too_short", "string_too_short"):
-        return f"{name} must not be empty."
-    told = problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
-    return f"{name} {told}, not {value!r}." if name else f"{told}."
+    if model := model_of(notebook, parameters):
+        model(**parameters)
 
 
 def typed(text: str, annotation: str) -> Any:
@@ -228,10 +246,3 @@ def is_number(value: Any) -> bool:
         return isinstance(value, str) and math.isfinite(float(value))
     except ValueError:
         return False
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the known one that is most like it, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}" if close else f"; there are: {', '.join(known) or 'none'}"

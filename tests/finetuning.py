@@ -10,7 +10,7 @@ import pytest
 from medcomfort_utils.finetune import examples, hyperparameters, trainers
 from medcomfort_utils.records import Rewrite, write_records
 
-HYPER = hyperparameters.hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
+HYPER = hyperparameters.Hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
 RANKS = {"lora": 4, "full": 0}
 BOTH = pytest.mark.parametrize("way", RANKS)
 EACH = pytest.mark.parametrize("method", examples.METHODS)

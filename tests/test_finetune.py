@@ -374,12 +374,12 @@ def test_one_seed_one_model(trained, tiny, rewrites, tmp_path, method):
 def test_a_bad_hyper_parameter_is_named(name, value):
     given = {"learning_rate": 1e-3, "max_steps": 2, "batch_size": 2, name: value}
     with pytest.raises(MedComfortError, match=rf"^{name} must .*, not {value!r}\.$"):
-        hyperparameters.hyper(**given)
+        hyperparameters.Hyper(**given)
 
 
 def test_an_unknown_hyper_parameter_is_named():
-    with pytest.raises(MedComfortError, match="^there is no hyper-parameter 'max_step'; did you mean 'max_steps'.$"):
-        hyperparameters.hyper(learning_rate=1e-3, max_steps=2, batch_size=2, max_step=3)
+    with pytest.raises(MedComfortError, match=r"^there is no parameter 'max_step'; did you mean 'max_steps'\?$"):
+        hyperparameters.Hyper(learning_rate=1e-3, max_steps=2, batch_size=2, max_step=3)
 
 
 def test_bad_rows_are_refused(rewrites):

@@ -28,7 +28,7 @@ from medcomfort_utils.finetune import engine
 engine.prepare("unsloth")
 from medcomfort_utils.finetune import hyperparameters, trainers
 plan, effective = json.load(open("plan.json")), {}
-hyper, built = hyperparameters.hyper(**plan["hyper"]), trainers.build
+hyper, built = hyperparameters.Hyper(**plan["hyper"]), trainers.build
 def watched(method, model, *rest):
     trainer = built(method, model, *rest)
     effective[method] = {f.name: str(getattr(trainer.args, f.name)) for f in dataclasses.fields(trainer.args)}

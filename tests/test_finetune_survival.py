@@ -107,7 +107,7 @@ for moment, (owner, name, at, method, rank) in plan["moments"].items():
     owner = {"torch": torch, "os": os, "torch.optim.AdamW": torch.optim.AdamW, "PreTrainedModel": PreTrainedModel,
              "TrainerState": TrainerState, "survival": survival, "trainers": trainers}[owner]
     setattr(owner, name, doomed(getattr(owner, name), at))
-    hyper = hyperparameters.hyper(**plan["hyper"], lora_rank=rank)
+    hyper = hyperparameters.Hyper(**plan["hyper"], lora_rank=rank)
     trainers.train(method, plan["rows"][method], hyper, 0, plan["base"], os.path.abspath(moment) + "/model")
     os._exit(0)
 json.dump(ends, open("ends.json", "w"))

@@ -120,7 +120,7 @@ def test_the_command_names_the_profile_after_the_corpus(home, capsys):
         ({"llm": "http://127.0.0.1:9/v1"}, "does not tell which model is served .*give --llm-model"),
         ({"name": "a/b"}, "--name 'a/b' names files"),
         ({"name": "nano"}, "nano.yaml exists: give another --name"),
-        ({"origin": "nanno"}, "There is no profile 'nanno'; did you mean 'nano'"),
+        ({"origin": "nanno"}, r"There is no profile 'nanno'; did you mean 'nano'\?"),
     ],
 )
 def test_what_would_fail_later_is_said_now(home, change, message):

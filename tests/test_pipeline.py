@@ -364,7 +364,7 @@ def test_only_and_from_need_finished_steps_before_them(house, capsys):
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("01_make.txt=1", "step 01_make: notebooks/01_make.ipynb has no parameter 'txt'; did you mean 'text'."),
+        ("01_make.txt=1", "step 01_make: notebooks/01_make.ipynb has no parameter 'txt'; did you mean 'text'?"),
         ("01_make.count=1.5", "count must be int, not 1.5."),
         ("01_make.count=true", "count must be int, not True."),
         ("01_make.rate=fast", "rate must be float, not 'fast'."),
@@ -373,7 +373,7 @@ def test_only_and_from_need_finished_steps_before_them(house, capsys):
         ("01_make.options=[1]", "options must be dict, not [1]."),
         ("01_make.count=", "count must be int, not None."),
         ("01_make.wait=1", "wait must be bool, not 1."),
-        ("01_mak.text=b", "has no step '01_mak'; did you mean '01_make'."),
+        ("01_mak.text=b", "has no step '01_mak'; did you mean '01_make'?"),
         ("text=b", "--set text=b: write it as STEP.PARAM=VALUE."),
         ("01_make.text", "--set 01_make.text: write it as STEP.PARAM=VALUE."),
         ("01_make.numbers=[", "the value is not valid YAML."),

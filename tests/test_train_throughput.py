@@ -30,7 +30,7 @@ def llama(benchmark, tmp_path_factory):
 def test_the_rows_of_the_gpu_task_fill_their_length(benchmark, llama, method, length, monkeypatch):
     read = records.read_records
     monkeypatch.setattr(records, "read_records", lambda path, kind: read(path, kind, limit=24))  # enough, and quicker
-    tokenizer, hyper = engine.load_tokenizer(llama), hyperparameters.hyper(**benchmark.plan(length, 4))
+    tokenizer, hyper = engine.load_tokenizer(llama), hyperparameters.Hyper(**benchmark.plan(length, 4))
     rows = benchmark.rows_for(method, length, tokenizer)
     kept, planned = checks.ready(method, rows, tokenizer, hyper)
     assert len(kept) == len(rows) and planned.max_length == length and planned.dtype == "bfloat16"

@@ -41,7 +41,7 @@ REFUSED = [
     ("02_finetune-kto.batch_size", "1", "batch_size must be at least 2 for KTO, not 1."),
     ("02_finetune-sft.dtype", "float8", "dtype must be 'float32', 'bfloat16' or 'float16', not 'float8'."),
     ("02_finetune-sft.lora_rank", "-1", "lora_rank must be greater than or equal to 0, not -1."),
-    ("02_finetune-sft.more", "{warmup: 1}", "more: there is no hyper-parameter 'warmup'; did you mean 'warmup_ratio'."),
+    ("02_finetune-sft.more", "{warmup: 1}", "more: there is no hyper-parameter 'warmup'; did you mean 'warmup_ratio'?"),
     ("02_finetune-sft.more", "{warmup_ratio: 1}", "warmup_ratio must be less than 1, not 1."),
     ("02_finetune-dpo.init_from", "runs/{sed}", "init_from must have no other braces than {seed}, not 'runs/{sed}'."),
     ("03_evaluate.limit", "-1", "limit must be greater than or equal to 0, not -1."),

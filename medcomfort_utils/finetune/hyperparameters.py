@@ -9,26 +9,17 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.values import Hyper, sentence
-
-
-def hyper(**values) -> Hyper:
-    """Checked hyper-parameters; a MedComfortError names the one that is out of range."""
-    try:
-        return Hyper(**values)
-    except ValidationError as error:
-        raise MedComfortError(sentence(error)) from error
+from medcomfort_utils.values import Hyper
 
 
 def from_parameters(parameters: dict[str, Any]) -> Hyper:
     """The table out of a notebook's parameters: those named like a field, and `more`, which may name any field."""
     named = {name: parameters[name] for name in Hyper.model_fields if name in parameters}
-    return hyper(**named | parameters["more"])
+    return Hyper(**named | parameters["more"])
 
 
 def arguments(

@@ -10,8 +10,8 @@ from medcomfort_utils.llm.cache import Cache, Writer
 from medcomfort_utils.llm.limits import Budget, Pace
 from medcomfort_utils.llm.requests import Stopped
 from medcomfort_utils.llm.server import Server
-from medcomfort_utils.llm.settings import Settings
 from medcomfort_utils.paths import MedComfortError, tidy
+from medcomfort_utils.values import Settings
 
 SHOWN = 5  # missing rows that an error names
 
