@@ -9,7 +9,8 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from IPython.core.inputtransformer2 import TransformerManager
@@ -24,6 +25,8 @@ CACHE = ".sqlite"  # recorded responses: a step adds to them as it runs, and wha
 LARGE = 64 * 2**20  # bytes; above it a file is known by size and time
 # What the pipeline itself writes into a run's folder.
 OWN = {"notebooks", "steps", "profile.yaml", "versions.json"}
+# Where earlier results wait while their step is run anew, by number, and the list of where each belongs.
+ASIDE, PLACES = ".aside", "places.json"
 
 
 def made_from(step: Step, run: Run, shared: dict[str, str]) -> dict[str, Any]:
@@ -94,12 +97,49 @@ def written(before: dict[str, tuple[int, int]], step: Step, run: Run) -> dict[st
     return {name: content(run.folder / name) for name in now if now[name] != before.get(name) or name not in theirs}
 
 
-def discard(step: Step, run: Run) -> None:
-    """Remove what the step wrote the last time it finished, as far as no other step claims it."""
-    theirs = _claimed(run, [other for other in run.steps if other is not step])
-    for name in (read_record(run, step.name) or {"files": {}})["files"]:
-        if name not in theirs:
-            paths.remove(run.folder / name)
+@contextmanager
+def set_aside(step: Step, run: Run) -> Iterator[None]:
+    """Have out of the way what the step wrote the last time it finished; it comes back if the block ends by an error.
+
+    If the process is killed meanwhile, `put_back` does it later. What other steps claim too stays where it is.
+    """
+    aside, claimed = run.folder / ASIDE, _claimed(run, [other for other in run.steps if other is not step])
+    own = (read_record(run, step.name) or {"files": {}})["files"].keys() - claimed
+    places = [*_topmost(own, run), record_path(run, step.name).relative_to(run.folder).as_posix()]
+    paths.write_json(aside / PLACES, places)
+    try:
+        for number, place in enumerate(places):
+            if (run.folder / place).exists():
+                os.replace(run.folder / place, aside / str(number))
+        yield
+    except BaseException:
+        put_back(run)
+        raise
+    _forget(aside)
+
+
+def put_back(run: Run) -> None:
+    """Give the earlier results of a step that was run anew, and did not finish, their places again."""
+    aside = run.folder / ASIDE
+    for number, place in enumerate(paths.read_json(aside / PLACES, "places") if (aside / PLACES).exists() else ()):
+        if (aside / str(number)).exists():
+            paths.remove(run.folder / place)
+            (run.folder / place).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(aside / str(number), run.folder / place)
+    _forget(aside)
+
+
+def _forget(aside: Path) -> None:
+    paths.remove(aside / PLACES)  # first: without it nothing comes back
+    paths.remove(aside)
+
+
+def _topmost(own: Iterable[str], run: Run) -> list[str]:
+    """These files of a run; a folder in place of them where it holds nothing else."""
+    strange = {parent for name in snapshot(run).keys() - own for parent in PurePosixPath(name).parents}
+    strange.add(PurePosixPath("."))
+    lines = [[*reversed(PurePosixPath(name).parents), PurePosixPath(name)] for name in own]
+    return sorted({next(path for path in line if path not in strange).as_posix() for line in lines})
 
 
 def record_path(run: Run, name: str) -> Path:

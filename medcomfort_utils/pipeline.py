@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ def reproduce(
     """Run the steps of a profile (name or path) that are not up to date, in order; returns the run's folder.
 
     `only`, `start`: a step's or a notebook's name; other steps are taken as done. `settings`: `STEP.PARAM=VALUE`.
+    `force`: run them though they are up to date; what they wrote before goes only when the new is there.
     Everything is checked before the first step. Raises MedComfortError at the first step that fails; what was
     finished stays, and the next call goes on from there. Killing it at any moment does no harm.
     """
     run = profile.load(profile_name, settings, name)
+    if (run.folder / fingerprint.ASIDE).exists() and not dry_run:  # a forced step was killed
+        with locked(run.folder):
+            fingerprint.put_back(run)
     chosen = _chosen(run, only, start)
     inputs.check(run, chosen)
     if dry_run:
@@ -106,9 +111,9 @@ def _go_through(run: Run, chosen: list[Step], force: bool, dry_run: bool = False
         if reason or dry_run:
             print(f"    {command(step, run)}", flush=True)
         if reason and not dry_run:
-            if force:  # else the notebook may find its old work still good, and keep it
-                fingerprint.discard(step, run)
-            _perform(step, run, made)
+            # Else a notebook that is forced may find its old work still good, and keep it.
+            with fingerprint.set_aside(step, run) if force else nullcontext():
+                _perform(step, run, made)
 
 
 def _perform(step: Step, run: Run, made: dict[str, Any]) -> None:

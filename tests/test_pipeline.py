@@ -214,6 +214,55 @@ def test_killed_in_mid_step_and_started_again_ends_like_an_undisturbed_run(house
     assert log(house) == ["make", "make", "dpo", "kto"] and results(house) == results(house, "calm")
 
 
+def everything(folder):
+    """Content of all files below a folder, by path, but for the lock and for what shows why a step failed."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    told = {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    return {name: content for name, content in told.items() if not name.endswith(".failed.ipynb")}
+
+
+@pytest.fixture
+def forced_before(house):
+    """What a finished run holds, two models among it, of which 01_make wrote one."""
+    keep = "old = out / 'models/b/weights.txt'; kept = old.exists()\nprint(kept, (out / 'made.txt').exists())"
+    new = "old.parent.mkdir(parents=True, exist_ok=True); old.write_text(f'{text} {kept}')"
+    grow = "if text == 'bad' or wait: (old.parent / 'stray.txt').write_text('of the new one')"
+    write_notebook(house / "notebooks/01_make.ipynb", MAKE_PARAMETERS, [START, keep, new, grow, *MAKE[1:]])
+    assert main(["reproduce", "--profile", "tiny"]) == 0
+    (house / "runs/tiny/models/a").mkdir()
+    (house / "runs/tiny/models/a/weights.txt").write_text("another step's")
+    return everything(house / "runs/tiny")
+
+
+def test_forced_steps_write_all_anew(house, forced_before):
+    assert forced_before["models/b/weights.txt"] == b"b False"
+    assert main(["reproduce", "--profile", "tiny", "--force", "--set", "01_make.text=c"]) == 0
+    after = everything(house / "runs/tiny")
+    assert after.keys() == forced_before.keys() and stale("01_make.text=c") == {}
+    assert after["models/b/weights.txt"] == b"c False", "what it wrote before was still there"
+    assert not (house / "runs/tiny" / fingerprint.ASIDE).exists()
+
+
+def test_a_forced_step_that_fails_gives_earlier_results_back(house, forced_before):
+    assert main(["reproduce", "--profile", "tiny", "--force", "--set", "01_make.text=bad"]) == 1
+    after = everything(house / "runs/tiny")
+    assert after.pop("half.txt") == b"begun" and after.pop("profile.yaml") != forced_before.pop("profile.yaml")
+    assert after == forced_before and stale() == {}
+
+
+def test_a_forced_step_that_was_killed_gives_earlier_results_back(house, forced_before, capsys):
+    (house / "hold").touch()
+    killed = command_line("reproduce", "--profile", "tiny", "--force", "--set", "01_make.wait=true")
+    wait_for(lambda: "half.txt" in results(house))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert "made.txt" not in results(house)
+    assert main(["reproduce", "--profile", "tiny", "--only", "02_use"]) == 0
+    assert capsys.readouterr().out.count("(up to date)") == 2
+    after = everything(house / "runs/tiny")
+    assert after.pop("half.txt") == b"begun" and after == forced_before
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_stops_the_kernel_and_leaves_no_half_notebook(house, how):
     (house / "hold").touch()
