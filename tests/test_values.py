@@ -95,3 +95,10 @@ def test_every_table_names_parameters_of_its_notebook():
         needed = {name for name, field in model.model_fields.items() if field.is_required()}
         assert needed <= declared and set(inputs.READ[notebook]) <= declared
     assert values.model_of("02_finetune", {"method": "of somebody else's notebook"}) is None
+
+
+def test_every_setting_of_asking_is_a_parameter_of_01_rewrite():
+    """The notebook hands on those that it has by name; how often a call is tried again is nobody's choice."""
+    declared = profile.declared(paths.NOTEBOOKS / "01_rewrite.ipynb")
+    assert set(values.Settings.model_fields) - declared.keys() == {"retries"}
+    assert set(values.Sampling.model_fields) <= declared.keys()
