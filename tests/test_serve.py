@@ -1,10 +1,9 @@
 """The whole protocol against a real server: `transformers serve` with the nano model."""
 
-import socket
+import re
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,29 +21,24 @@ PATIENCE = 180  # seconds for the server to load its model, on a busy machine
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of `transformers serve`, started here and stopped at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", NANO_BASE, "--host", "127.0.0.1"]
+    command = [Path(sys.executable).with_name("transformers"), "serve", NANO_BASE, "--host", "127.0.0.1", "--port", "0"]
     log = tmp_path_factory.mktemp("serve") / "log"
     with log.open("w") as out:
-        process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=out, stderr=out)
+        process = subprocess.Popen([*command, "--device", "cpu", "--log-level", "info"], stdout=out, stderr=out)
         try:
-            _wait(process, f"http://127.0.0.1:{port}/health", log)
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"{_address(process, log)}/v1"
         finally:
             process.terminate()
             process.wait(30)
 
 
-def _wait(process, address, log):
+def _address(process, log):
+    """Where it listens, once it says so: on a port that the system chose, so that nobody else has it."""
     for _ in range(PATIENCE):
+        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read_text()):
+            return found[1]
         assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(1)
+        time.sleep(1)
     pytest.fail(f"the server was not ready in {PATIENCE} s: {log.read_text()[-2000:]}")
 
 
