@@ -54,7 +54,8 @@ def now() -> float:
 def rows_for(method: str, length: int, tokenizer) -> list[dict]:
     """Training rows: the smoke run's rewrites, or texts of `length` tokens."""
     from medcomfort_utils.finetune import examples
-    from medcomfort_utils.records import Rewrite, read_records
+    from medcomfort_utils.parquet import read_records
+    from medcomfort_utils.records import Rewrite
 
     rows = examples.rows_for(method, read_records(DATA / "smoke/rewrites.parquet", Rewrite), seed=0)
     if length:

@@ -2,17 +2,12 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
-from pathlib import Path
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medcomfort_utils.paths import MedComfortError, existing, replacing, resolve, tidy
+from medcomfort_utils.paths import MedComfortError
 
 Split = Literal["train", "validation", "test"]
 Condition = Literal["original", "soothing_answer", "emotional", "comfort_only", "multiturn"]
@@ -111,76 +106,6 @@ def split_of(source_id: str, test: float = 0.15, validation: float = 0.05) -> Sp
     """Split by hash of the *source* dialogue's id, so that no rewrite of a test dialogue is ever trained on."""
     share = int(hashlib.sha256(f"split:{source_id}".encode()).hexdigest()[:8], 16) / 16**8
     return "test" if share < test else "validation" if share < test + validation else "train"
-
-
-_TEXT_LIST = pa.list_(pa.string())
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_GATES = pa.list_(pa.struct([("name", pa.string()), ("passed", pa.bool_()), ("reason", pa.string())]))
-_TYPES = {"messages": _MESSAGES, "gates": _GATES, "intensity": pa.int8()}
-_TYPES |= dict.fromkeys(("facts", "red_flags", "emotions"), _TEXT_LIST)
-
-Record = TypeVar("Record", Dialogue, Rewrite)
-
-
-@contextmanager
-def writing(
-    path: str | Path, kind: type[Record], batch: int = 1000, without: Sequence[str] = ()
-) -> Iterator[Callable[[Record], None]]:
-    """Yield a function that adds a record to a parquet file of fixed schema; at most `batch` wait in memory.
-
-    The file takes its place at the end, and only if all went well. `without`: fields that it does not hold.
-    """
-    names = [name for name in kind.model_fields if name not in without]
-    schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])
-    waiting: list[dict] = []
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-            waiting.clear()
-
-        def add(record: Record) -> None:
-            waiting.append(record.model_dump())
-            if len(waiting) == batch:
-                flush()
-
-        yield add
-        flush()
-
-
-def write_records(path: str | Path, records: Iterable[Record], kind: type[Record]) -> Path:
-    """Write records of one `kind` to parquet, atomically, with a fixed schema (also when there are none)."""
-    with writing(path, kind) as add:
-        for record in records:
-            add(record)
-    return resolve(path)
-
-
-def stream_records(path: str | Path, kind: type[Record]) -> Iterator[Record]:
-    """Read records one at a time; a MedComfortError names the file and row that do not fit."""
-    found, number = existing(path, kind.__name__.lower() + "s"), 0
-    try:
-        with pq.ParquetFile(found) as file:
-            for batch in file.iter_batches(1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _record(row, kind, f"{tidy(found)}, row {number}")
-    except (pa.ArrowException, OSError) as error:
-        raise MedComfortError(f"{tidy(found)} is not a readable parquet file; run 01_rewrite again.") from error
-
-
-def read_records(path: str | Path, kind: type[Record], limit: int | None = None) -> list[Record]:
-    """The records of a file in a list, or the first `limit` of them; raises as `stream_records` does."""
-    return list(islice(stream_records(path, kind), limit))
-
-
-def _record(row: dict, kind: type[Record], place: str) -> Record:
-    try:
-        return kind(**row)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"])) or "record"
-        raise MedComfortError(f"{place}: {field}: {problem['msg']}.") from error
 
 
 def _turn(role: str, content: str) -> list[dict]:

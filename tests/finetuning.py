@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from medcomfort_utils.finetune import examples, hyperparameters, trainers
-from medcomfort_utils.records import Rewrite, write_records
+from medcomfort_utils.parquet import write_records
+from medcomfort_utils.records import Rewrite
 
 HYPER = hyperparameters.Hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
 RANKS = {"lora": 4, "full": 0}

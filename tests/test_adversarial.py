@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from medcomfort_utils.evaluate import adversarial, candidates, comfort, knowledge
+from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA, MedComfortError
-from medcomfort_utils.records import Dialogue, Rewrite, read_records
+from medcomfort_utils.records import Dialogue, Rewrite
 
 
 @pytest.fixture(scope="module")

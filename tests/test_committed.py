@@ -5,8 +5,9 @@ import pytest
 
 from medcomfort_utils.draw import publish, tables
 from medcomfort_utils.draw.results import read_results
+from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA, NOTEBOOKS, PAPER
-from medcomfort_utils.records import Dialogue, Rewrite, read_records
+from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite import clinic, gates, rewriters
 
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("0*.ipynb"))

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from medcomfort_utils.llm import Cache, Client, Request, Settings, limits
+from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA
-from medcomfort_utils.records import Dialogue, Rewrite, read_records
+from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite import chain, gates, sources
 from medcomfort_utils.rewrite.llm_rewriter import open_rewriter
 

@@ -10,8 +10,9 @@ import yaml
 from servers import FAULTS, OPENING, USELESS, Reply, StubServer, rewriting
 
 from medcomfort_utils.llm import Cache, Client, Response, Settings, limits
+from medcomfort_utils.parquet import read_records, stream_records
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.records import Dialogue, Message, Rewrite, content_id, read_records, stream_records
+from medcomfort_utils.records import Dialogue, Message, Rewrite, content_id
 from medcomfort_utils.rewrite import chain, prompts, show
 from medcomfort_utils.rewrite.llm_rewriter import LLMRewriter, open_rewriter
 from medcomfort_utils.rewrite.rewriters import TemplateRewriter

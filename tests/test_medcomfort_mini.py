@@ -7,8 +7,9 @@ import pytest
 
 from medcomfort_utils.llm import Cache
 from medcomfort_utils.llm.estimate import SHARE
+from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA
-from medcomfort_utils.records import EMOTIONS, Rewrite, read_records
+from medcomfort_utils.records import EMOTIONS, Rewrite
 from medcomfort_utils.rewrite import chain, show, sources
 from medcomfort_utils.rewrite.clean import words
 from medcomfort_utils.rewrite.llm_rewriter import open_rewriter

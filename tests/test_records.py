@@ -10,7 +10,7 @@ import pytest
 from conftest import turn, version
 from pydantic import ValidationError
 
-from medcomfort_utils import paths, records
+from medcomfort_utils import parquet, paths, records
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue, Gate, Message, Rewrite
 
@@ -45,13 +45,13 @@ def test_records_survive_parquet(tmp_path):
         update={"gates": [Gate(name="numbers", passed=False, reason="2 l lost")]}
     )
     for kind, written in ((Dialogue, [SOURCE, SOURCE]), (Rewrite, [rewrite]), (Dialogue, []), (Rewrite, [])):
-        path = records.write_records(tmp_path / "records.parquet", written, kind)
-        assert records.read_records(path, kind) == written
+        path = parquet.write_records(tmp_path / "records.parquet", written, kind)
+        assert parquet.read_records(path, kind) == written
 
 
 def test_an_empty_file_has_the_schema_of_a_full_one(tmp_path):
-    full = pd.read_parquet(records.write_records(tmp_path / "full.parquet", [SOURCE], Dialogue))
-    empty = pd.read_parquet(records.write_records(tmp_path / "empty.parquet", [], Dialogue))
+    full = pd.read_parquet(parquet.write_records(tmp_path / "full.parquet", [SOURCE], Dialogue))
+    empty = pd.read_parquet(parquet.write_records(tmp_path / "empty.parquet", [], Dialogue))
     assert list(empty.columns) == list(full.columns) == list(Dialogue.model_fields)
 
 
@@ -201,23 +201,23 @@ def test_an_unknown_target_or_rejected_answer_is_refused(hand_made):
 
 def test_a_missing_or_corrupt_file_is_named(tmp_path):
     with pytest.raises(MedComfortError, match=r"rewrites: there is no file or folder .*none\.parquet"):
-        records.read_records(tmp_path / "none.parquet", Rewrite)
-    whole = records.write_records(tmp_path / "whole.parquet", [SOURCE], Dialogue).read_bytes()
+        parquet.read_records(tmp_path / "none.parquet", Rewrite)
+    whole = parquet.write_records(tmp_path / "whole.parquet", [SOURCE], Dialogue).read_bytes()
     for content in (b"", b"not parquet at all", whole[: len(whole) // 2]):
         (tmp_path / "broken.parquet").write_bytes(content)
         with pytest.raises(MedComfortError, match=r"broken\.parquet is not a readable parquet file"):
-            records.read_records(tmp_path / "broken.parquet", Dialogue)
+            parquet.read_records(tmp_path / "broken.parquet", Dialogue)
 
 
 def test_a_row_that_does_not_fit_is_named(tmp_path):
-    frame = pd.read_parquet(records.write_records(tmp_path / "d.parquet", [SOURCE, SOURCE, SOURCE], Dialogue))
+    frame = pd.read_parquet(parquet.write_records(tmp_path / "d.parquet", [SOURCE, SOURCE, SOURCE], Dialogue))
     frame.loc[1, "split"] = "holdout"
     paths.write_frame(tmp_path / "d.parquet", frame)
     with pytest.raises(MedComfortError, match=r"d\.parquet, row 2: split: Input should be 'train'"):
-        records.read_records(tmp_path / "d.parquet", Dialogue)
+        parquet.read_records(tmp_path / "d.parquet", Dialogue)
     paths.write_frame(tmp_path / "d.parquet", frame.drop(columns="source"))
     with pytest.raises(MedComfortError, match=r"d\.parquet, row 1: source: Field required"):
-        records.read_records(tmp_path / "d.parquet", Dialogue)
+        parquet.read_records(tmp_path / "d.parquet", Dialogue)
 
 
 @pytest.mark.parametrize("error", [ValueError("broken record"), OSError(errno.ENOSPC, "No space left on device")])
@@ -237,12 +237,12 @@ def test_records_on_a_full_disk(tmp_path, monkeypatch):
     def full(writer, table):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    path = records.write_records(tmp_path / "dialogues.parquet", [SOURCE], Dialogue)
-    monkeypatch.setattr(records.pq.ParquetWriter, "write_table", full)
+    path = parquet.write_records(tmp_path / "dialogues.parquet", [SOURCE], Dialogue)
+    monkeypatch.setattr(parquet.pq.ParquetWriter, "write_table", full)
     with pytest.raises(MedComfortError, match=r"dialogues\.parquet could not be written: No space left on device"):
-        records.write_records(path, [], Dialogue)
+        parquet.write_records(path, [], Dialogue)
     monkeypatch.undo()
-    assert records.read_records(path, Dialogue) == [SOURCE] and list(tmp_path.iterdir()) == [path]
+    assert parquet.read_records(path, Dialogue) == [SOURCE] and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

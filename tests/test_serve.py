@@ -10,8 +10,9 @@ import pytest
 
 from medcomfort_utils.evaluate.judge import Judge, criteria, unread
 from medcomfort_utils.llm import Cache, Client, Settings
+from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import NANO_BASE
-from medcomfort_utils.records import Rewrite, read_records
+from medcomfort_utils.records import Rewrite
 from medcomfort_utils.rewrite import chain, sources
 from medcomfort_utils.rewrite.llm_rewriter import LLMRewriter
 

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from medcomfort_utils import paths, records
+from medcomfort_utils import parquet, paths
 from medcomfort_utils.finetune import checks, engine, examples, hyperparameters
 
 SMALL = {"vocab_size": 4096, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
@@ -28,8 +28,8 @@ def llama(benchmark, tmp_path_factory):
 @pytest.mark.parametrize("length", [1024, 2048])
 @pytest.mark.parametrize("method", examples.METHODS)
 def test_the_rows_of_the_gpu_task_fill_their_length(benchmark, llama, method, length, monkeypatch):
-    read = records.read_records
-    monkeypatch.setattr(records, "read_records", lambda path, kind: read(path, kind, limit=24))  # enough, and quicker
+    read = parquet.read_records
+    monkeypatch.setattr(parquet, "read_records", lambda path, kind: read(path, kind, limit=24))  # enough, and quicker
     tokenizer, hyper = engine.load_tokenizer(llama), hyperparameters.Hyper(**benchmark.plan(length, 4))
     rows = benchmark.rows_for(method, length, tokenizer)
     kept, planned = checks.ready(method, rows, tokenizer, hyper)

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import set_seed
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
-from medcomfort_utils import paths, profile, records
+from medcomfort_utils import parquet, paths, profile, records
 from medcomfort_utils.finetune import card, checks, engine, examples, survival
 from medcomfort_utils.finetune.hyperparameters import Hyper, arguments, from_parameters
 from medcomfort_utils.paths import MedComfortError, resolve, tidy
@@ -186,7 +186,7 @@ def train_seeds(parameters: dict[str, Any], engine_name: str) -> pd.DataFrame:
     checks.parameters(parameters)
     given = parameters | {"name": parameters["name"] or parameters["method"]}
     method, name, out_dir = given["method"], given["name"], resolve(given["out_dir"])
-    rewritten, hyper = records.read_records(given["rewrites"], records.Rewrite), from_parameters(given)
+    rewritten, hyper = parquet.read_records(given["rewrites"], records.Rewrite), from_parameters(given)
     view = {key: given[key] for key in ("balance", "target", "against")}
     curves = []
     for seed in given["seeds"]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medcomfort_utils.records import Dialogue, Rewrite, writing
+from medcomfort_utils.parquet import writing
+from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite import gates
 from medcomfort_utils.rewrite.support import Similarity
 
