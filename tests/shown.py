@@ -40,7 +40,7 @@ def lab(folder):
     news = folder / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # else it asks, and covers the notebook
-    nbformat.write(_bare(), folder / "notebooks" / NOTEBOOK)
+    nbformat.write(_bare(folder / "made"), folder / "notebooks" / NOTEBOOK)
     token = secrets.token_hex()
     own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("RUNTIME", "CONFIG", "DATA")}
     own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "work")}
@@ -55,12 +55,13 @@ def lab(folder):
             server.terminate()
 
 
-def _bare():
-    """04_figures with no outputs."""
+def _bare(made):
+    """04_figures with no outputs, which writes into a folder of its own."""
     notebook = nbformat.read(NOTEBOOKS / NOTEBOOK, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+            cell.source = cell.source.replace('"runs/smoke', f'"{made}')
     return notebook
 
 

@@ -24,3 +24,4 @@ def test_run_by_the_menu_it_shows_its_figures(page, tmp_path):
         run_by_menu(page, address)
         assert page.evaluate(FAULTS) == ""
         assert page.until(FIGURES) == len(kept) >= 7
+    assert len(list((tmp_path / "made/figures").glob("*.png"))) >= 7
