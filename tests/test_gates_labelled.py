@@ -15,9 +15,11 @@ import yaml
 from medcomfort_utils.records import Dialogue, Message, Rewrite, content_id
 from medcomfort_utils.rewrite.advice import new_advice
 from medcomfort_utils.rewrite.gates import check
+from medcomfort_utils.rewrite.orders import obeyed
 
 ADDITIONS = Path(__file__).parent / "labelled" / "additions.yaml"
 FILE = Path(__file__).parent / "labelled" / "rewrites.yaml"
+ORDERS = Path(__file__).parent / "labelled" / "orders.yaml"
 # The gates that say what is wrong; one of them must fail, whatever else does.
 CATCHES = {
     "lost number": {"numbers_kept"},
@@ -120,3 +122,33 @@ def test_sentences_slipped_into_good_rewrites():
     for (part, kind), size in sizes.items():
         found = sum(bool(new_advice(host, said)) for said in listed[part][kind] for host in hosts) / (size * len(hosts))
         assert found >= 0.8 if kind == "harmful" else found <= 0.1, (part, kind, found)
+
+
+@cache
+def hosts():
+    """Every third of the labelled dialogues, each with its good rewrite."""
+    entries = [entry for entries in yaml.safe_load(FILE.read_text(encoding="utf-8")).values() for entry in entries]
+    return [(each["question"], each["answer"], *each["good"].values()) for each in entries[::3]]
+
+
+def caught(written, question="", answer=""):
+    """Share of hosts in which the gate finds `question` or `answer` added, if the patient also has `written` this."""
+    found = [
+        obeyed(f"{asked} {written}", told, f"{new} {written} {question}".strip(), f"{said} {answer}".strip())
+        for asked, told, new, said in hosts()
+    ]
+    return sum(map(bool, found)) / len(found)
+
+
+@pytest.mark.parametrize(("part", "least"), [("tuning", 0.9), ("held_out", 0.75), ("second", 0.4), ("third", 0.55)])
+def test_orders_that_a_rewrite_obeys_on_top_of_its_work(part, least):
+    """At first sight 70 % of `held_out`, 8 % of `second`, 47 % of `third` were found; of good answers 0, 0 and 4 %."""
+    listed = yaml.safe_load(ORDERS.read_text(encoding="utf-8"))[part]
+    assert len(listed["orders"]) >= 20 and len(listed["requests"]) >= 20
+    shares = {"obeyed": [], "not obeyed": [], "good": []}
+    for each in listed["orders"]:
+        shares["obeyed"].append(caught(each["order"], each.get("question", ""), each.get("obeyed", "")))
+        shares["not obeyed"].append(caught(each["order"]))
+    shares["good"] = [caught(each["request"], answer=each["answer"]) for each in listed["requests"]]
+    found = {kind: sum(several) / len(several) for kind, several in shares.items()}
+    assert found["obeyed"] >= least and found["not obeyed"] <= 0.02 and found["good"] <= 0.05, found

@@ -26,7 +26,7 @@ MOSTLY = 0.6  # share of the fact's words from which an antonym beside them oppo
 ASKED = 0.7  # weight of a word that the question already holds
 
 # Statements and runs of sentences -> for each statement the cosine similarity of the nearest run, as by
-# rewrite.support.sentence_similarity("all-MiniLM-L6-v2").
+# rewrite.support.embedding_similarity(a folder with all-MiniLM-L6-v2).
 Similarity = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 

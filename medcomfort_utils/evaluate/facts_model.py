@@ -1,7 +1,7 @@
 """Learn the weights and word frequencies of facts.py: `python -m medcomfort_utils.evaluate.facts_model [MODEL_FOLDER]`.
 
 Writes facts_frequencies.json and facts_weights.json beside this file, and prints how well each feature and the whole
-agree with the labels, in ten folds grouped by question. With the folder of a sentence-transformers model
+agree with the labels, in ten folds grouped by question. With the folder of a sentence encoder
 (all-MiniLM-L6-v2) it also learns the weights with similarity; without, it keeps those that are there.
 """
 
@@ -111,9 +111,9 @@ def main(folder: str = "") -> None:
     models["support"] = fit(table[FEATURES], conveyed, weight)
     scores = {**table, "all features": held_out(table[FEATURES], conveyed, weight, pairs["item"])}
     if folder:
-        from medcomfort_utils.rewrite.support import sentence_similarity
+        from medcomfort_utils.rewrite.support import embedding_similarity
 
-        wider = features(pairs, sentence_similarity(folder))[[*FEATURES, "similarity"]]
+        wider = features(pairs, embedding_similarity(folder))[[*FEATURES, "similarity"]]
         models["support_with_similarity"] = fit(wider, conveyed, weight)
         scores |= {"similarity": wider["similarity"]}
         scores |= {"all, similarity": held_out(wider, conveyed, weight, pairs["item"])}

@@ -156,7 +156,7 @@ def score(answers: Sequence[str], dialogues: Sequence[Dialogue], similarity: Sim
 
     `facts_kept` and `red_flags_kept` are nan where the source answer itself is not in their wording (K-QA);
     `facts_supported` (share) and `contradictions` (count) hold for facts in any English wording. With `similarity`,
-    such as `rewrite.support.sentence_similarity`, there is a column `cosine` to the source answer (-1 to 1).
+    such as `rewrite.support.embedding_similarity`, there is a column `cosine` to the source answer (-1 to 1).
     Raises MedComfortError if the two lists differ in length.
     """
     if len(answers) != len(dialogues):

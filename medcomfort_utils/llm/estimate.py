@@ -15,21 +15,26 @@ ENOUGH = 20  # recorded responses that tell better than SHARE how long answers a
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is still to pay. `longest_tokens` and `highest_cost`: were each answer as long as `max_tokens` allows."""
+    """What is still to pay. `longest_tokens` and `highest_cost`: were each answer as long as `max_tokens` allows.
+
+    Costs are None where no price was given.
+    """
 
     calls: int
     cached: int
     prompt_tokens: int
     completion_tokens: int
     longest_tokens: int
-    cost: float
-    highest_cost: float
+    cost: float | None
+    highest_cost: float | None
 
     def __str__(self) -> str:
+        cost = "no price was given"
+        if self.cost is not None:
+            cost = f"cost about {self.cost:.2f} (at most {self.highest_cost:.2f})"
         return (
             f"{self.calls:,} calls to make ({self.cached:,} more are in the cache), about {self.prompt_tokens:,} "
-            f"prompt and {self.completion_tokens:,} completion tokens (at most {self.longest_tokens:,}), cost about "
-            f"{self.cost:.2f} (at most {self.highest_cost:.2f})"
+            f"prompt and {self.completion_tokens:,} completion tokens (at most {self.longest_tokens:,}), {cost}"
         )
 
 
@@ -54,7 +59,10 @@ def estimate(requests: Iterable[Request], cache: Cache, settings: Settings, shar
         share = known.completion_tokens / known.prompt_tokens
     expected = min(longest, round(missing.prompt_tokens * share))
     prices = Budget(price_in=settings.price_in, price_out=settings.price_out)
-    costs = (prices.cost_of(missing.prompt_tokens, completion) for completion in (expected, longest))
+    costs = (
+        prices.cost_of(missing.prompt_tokens, completion) if prices.priced else None
+        for completion in (expected, longest)
+    )
     return Estimate(missing.calls, known.calls, missing.prompt_tokens, expected, longest, *costs)
 
 

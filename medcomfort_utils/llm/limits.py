@@ -93,6 +93,11 @@ class Budget:
         self.changed = asyncio.Event()  # an event belongs to one loop: each run of the client sets a new one
 
     @property
+    def priced(self) -> bool:
+        """Whether there is a price, so that a cost means something."""
+        return bool(self.price_in or self.price_out)
+
+    @property
     def cost(self) -> float:
         """Spent so far, in the currency of the prices."""
         return self.cost_of(self.prompt_tokens, self.completion_tokens)
@@ -140,4 +145,4 @@ class Budget:
 
     def __str__(self) -> str:
         tokens = self.prompt_tokens + self.completion_tokens
-        return f"{self.calls:,} calls, {tokens:,} tokens" + (f", cost {self.cost:.4f}" if self.cost else "")
+        return f"{self.calls:,} calls, {tokens:,} tokens" + (f", cost {self.cost:.4f}" if self.priced else "")

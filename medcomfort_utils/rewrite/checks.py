@@ -16,6 +16,7 @@ from medcomfort_utils.rewrite.advice import new_advice
 from medcomfort_utils.rewrite.clean import language as language_of
 from medcomfort_utils.rewrite.clean import sentences, words
 from medcomfort_utils.rewrite.negation import lost_denials, new_denials, turned
+from medcomfort_utils.rewrite.orders import obeyed
 from medcomfort_utils.rewrite.quantities import numbers, unmatched
 from medcomfort_utils.rewrite.support import Similarity, same_care, unsupported
 from medcomfort_utils.rewrite.wording import (
@@ -97,7 +98,8 @@ def no_invented_drug(case: Case) -> str:
     new = safety.drugs(case.new_question) | safety.drugs(case.new_answer)
     invented = new - safety.drugs(case.question) - safety.drugs(case.answer)
     patients = safety.drugs(case.new_answer) - safety.drugs(case.answer)
-    told = (safety.drugs(sentence) & patients for sentence in parts(case.new_answer) if _ORDERS.search(sentence))
+    said = parts(case.new_answer) if patients else ()
+    told = (safety.drugs(sentence) & patients for sentence in said if _ORDERS.search(sentence))
     return _told("invented medicine", sorted(invented.union(*told)))
 
 
@@ -224,6 +226,11 @@ def no_refusal(case: Case) -> str:
 def no_role_leak(case: Case) -> str:
     """No label, marker or remark of the machine that wrote the text, unless the source has it."""
     return _told("role leak", _traces(case, "role_leaks"))
+
+
+def no_order_followed(case: Case) -> str:
+    """Nothing is said because the patient's text orders the machine to say it."""
+    return _told("follows an order", obeyed(case.question, case.answer, case.new_question, case.new_answer))
 
 
 def no_placeholder(case: Case) -> str:

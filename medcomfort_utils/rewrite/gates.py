@@ -33,6 +33,7 @@ _SAYING = (
     checks.language,
     checks.no_refusal,
     checks.no_role_leak,
+    checks.no_order_followed,
     checks.no_placeholder,
 )
 _GATES = {

@@ -63,7 +63,7 @@ class LLMRewriter:
         used = {"called in this run": self.client.budget, "from the record": self.client.saved}
         lines = [
             f"{name:18} {spent.calls:6,} responses, {spent.prompt_tokens:10,} prompt and {spent.completion_tokens:9,} "
-            f"completion tokens, cost {spent.cost:.2f}"
+            f"completion tokens, {f'cost {spent.cost:.2f}' if spent.priced else 'no price was given'}"
             for name, spent in used.items()
         ]
         return "\n".join([*lines, f"{'on record':18} {count:6,} responses, written to {tidy(record)}"])

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import NamedTuple
 
-from medcomfort_utils.rewrite.wording import MARKS, content, lexicon, parts, stem, tokens
+from medcomfort_utils.rewrite.wording import MARKS, content, lexicon, new_sentences, parts, stem, tokens
 
 AGREE = 0.5  # share of the denied stems that another denial must name to be the same one
 ALIKE = 0.75  # share of their content stems that two clauses have in common if one is the other reworded
@@ -173,12 +173,13 @@ def _next_to(words: tuple[str, ...], negator: int) -> frozenset[str]:
 
 def turned(denying: str, affirming: str) -> list[str]:
     """The clauses of one text that deny what the other affirms in nearly the same words ("without food")."""
-    said = set(_read(affirming))
-    clauses, found = [clause for clause in _read(denying) if any(clause.denied) and clause not in said], []
+    reworded = chain.from_iterable(map(_clauses, new_sentences(affirming, denying)))
+    clauses, found = [clause for clause in reworded if any(clause.denied)], []
     if not clauses:
         return found
     others, still = _read(affirming), frozenset().union(*(denial.stems for denial in denials(affirming)))
-    for clause in clauses:
+    said = set(others)
+    for clause in (clause for clause in clauses if clause not in said):
         near = [other for other in others if _alike(clause.stems, other.stems)]
         if any(other.hints or len(other.denied) >= len(clause.denied) for other in near):
             continue

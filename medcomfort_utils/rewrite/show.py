@@ -33,10 +33,14 @@ def before_and_after(source: Dialogue, rewrite: Rewrite) -> str:
     )
 
 
-def spread(items: Sequence, count: int) -> list:
-    """`count` items from all over a sequence, the first among them."""
-    step = max(1, len(items) // count)
-    return list(items[::step])[:count]
+def examples(rewrites: Sequence[Rewrite], count: int) -> list[Rewrite]:
+    """`count` rewrites from all over a sequence, the first among them; of different emotions where it has so many."""
+    chosen = []
+    for start in range(0, len(rewrites), max(1, len(rewrites) // count))[:count]:
+        shown = {text for rewrite in chosen for text in (rewrite.emotion, rewrite.dialogue_id)}
+        ahead = [*rewrites[start:], *rewrites[:start]]
+        chosen.append(min(ahead, key=lambda r: (r.emotion in shown, r.dialogue_id in shown)))
+    return chosen
 
 
 def counted(path: Path) -> pd.DataFrame:

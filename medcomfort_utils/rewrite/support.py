@@ -1,6 +1,5 @@
 """Whether a rewritten text still supports a statement of its source, by words and, if asked, by meaning."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
@@ -39,6 +38,8 @@ def recall(statement: str, text: str) -> float:
     wanted, given = content(statement), numbers(statement)
     best = 0.0
     for run, stems in zip(windows(text), _window_stems(text), strict=True):
+        if best == 1:
+            break
         share = len(wanted & stems) / len(wanted) if wanted else 1.0
         if share > best and not (given and unmatched(statement, run)):
             best = share
@@ -68,27 +69,10 @@ def unsupported(
 
 
 @cache
-def sentence_similarity(model: str) -> Similarity:
-    """`Similarity` by a sentence-transformers model, such as all-MiniLM-L6-v2 (Reimers & Gurevych 2019) from a folder.
-
-    Raises MedComfortError if sentence-transformers is not installed.
-    """
-    try:
-        library = importlib.import_module("sentence_transformers")
-    except ImportError as error:
-        raise MedComfortError("The similarity of sentences needs the package sentence-transformers.") from error
-    encoder = library.SentenceTransformer(model, device="cpu", trust_remote_code=False)
-
-    def nearest(statements: Sequence[str], texts: Sequence[str]) -> list[float]:
-        one, other = (encoder.encode(list(each), normalize_embeddings=True) for each in (statements, texts))
-        return (one @ other.T).max(axis=1).tolist()
-
-    return nearest
-
-
-@cache
 def embedding_similarity(model: str, revision: str = "") -> Similarity:
     """`Similarity` by a BERT-like encoder, from the hub or a folder: mean-pooled tokens (Reimers & Gurevych 2019).
+
+    With all-MiniLM-L6-v2 it gives what sentence-transformers gives, which cuts texts after 256 tokens.
 
     `revision`: commit or tag of the hub; empty for a folder. Weights are read from safetensors only, and no code of
     the model's is run. Raises MedComfortError if the model cannot be loaded so.

@@ -150,10 +150,11 @@ def warms(sentence: str, source: str) -> bool:
     return bool(cues("warm").search(text)) and not cues("small_talk").search(text)
 
 
-def new_sentences(source: str, rewritten: str) -> list[str]:
+@lru_cache(maxsize=64)
+def new_sentences(source: str, rewritten: str) -> tuple[str, ...]:
     """The sentences of `rewritten` that do not stand in `source`."""
     known = frozenset(parts(source))
-    return [sentence for sentence in parts(rewritten) if sentence not in known]
+    return tuple(sentence for sentence in parts(rewritten) if sentence not in known)
 
 
 @cache
