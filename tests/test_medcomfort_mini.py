@@ -94,6 +94,14 @@ def test_comfort_is_no_phrase_bank(rewrites):
     assert hollow["repeated_sentences"] == 0 and hollow["shared_openings"] < 0.05
 
 
+def test_examples_are_of_different_emotions_and_dialogues(rewrites):
+    emotional = [rewrite for rewrite in rewrites if rewrite.condition == "emotional"]
+    for several in (emotional, emotional[:66]):
+        shown = show.examples(several, 3)
+        assert len({r.emotion for r in shown}) == len({r.dialogue_id for r in shown}) == 3 and shown[0] == several[0]
+    assert [r.emotion for r in show.examples(emotional[:2], 3)] == [r.emotion for r in emotional[:2]]
+
+
 def test_answers_to_one_question_are_no_copies(rewrites):
     openings = Counter(
         " ".join(words(r.answer)[:8]) for r in rewrites if r.condition in ("emotional", "soothing_answer")
