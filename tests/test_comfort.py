@@ -79,6 +79,7 @@ TRAPS = [
     "Call us if you are dizzy and you feel hopeless.",
     "A diary shows what worries you most at night.",
     "He may feel sad or angry, and the patient is tearful.",
+    "Have you tried a supportive bandage? Which leg is heavier?",
 ]
 # What the model still takes for comfort, mostly questions about symptoms: known, and to shrink.
 MISSED = [
@@ -93,7 +94,6 @@ MISSED = [
     "Would you like to share your reports?",
     "Are you feeling any numbness? Do you have a history of anxiety?",
     "You feel weak because of anaemia, and you are low in iron.",
-    "Have you tried a supportive bandage? Which leg is heavier?",
     "Do you remember when you first felt the pain? What would you take if it came back?",
     "When did you last take the tablet? What happened when you stopped it?",
 ]
@@ -124,6 +124,14 @@ def test_agrees_with_an_author_it_never_saw():
     given, truth = comfort.levels(values, comfort._model().thresholds), labels_of(rows)
     for column, floor in enumerate((0.78, 0.7, 0.8)):
         assert kappa(truth[:, column], given[:, column]) >= floor, MECHANISMS[column]
+
+
+def test_agrees_with_replies_it_was_never_trained_on():
+    rows = [json.loads(line) for line in (LABELS / "first_sight.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert not {row["answer"] for row in rows} & {row["answer"] for row in ROWS}
+    table = score([row["question"] for row in rows], [row["answer"] for row in rows])
+    for column, (name, floor) in enumerate(zip(MECHANISMS, (0.75, 0.65, 0.8), strict=True)):
+        assert kappa(labels_of(rows)[:, column], table[name]) >= floor, name
 
 
 def test_the_committed_weights_are_what_the_labels_make():
@@ -195,6 +203,16 @@ def test_medical_text_that_is_still_missed(answer):
         ("I feel sad for you.", [2, 0, 0]),
         ("I understand how you feel.", [0, 1, 0]),
         ("same lol", [0, 1, 0]),
+        ("I'm sorry to hear that.", [1, 0, 0]),
+        ("im sorry ur going through this", [2, 0, 0]),
+        ("here if you wanna talk", [1, 0, 0]),
+        ("\u2764\ufe0f", [1, 0, 0]),
+        ("thats rough man", [0, 1, 0]),
+        ("I've been there.", [0, 1, 0]),
+        ("How are you?", [0, 0, 1]),
+        ("whats going on", [0, 0, 1]),
+        ("did he say that or do u just feel it", [0, 0, 2]),
+        ("what you need is rest", [0, 0, 0]),
         ("This must be terrifying.", [0, 2, 0]),
         ("What happened?", [0, 0, 1]),
         ("Are you feeling alone right now?", [0, 0, 2]),
@@ -222,17 +240,17 @@ def test_case_apostrophes_breaks_and_repetition_change_nothing(variant):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda a: "\n".join([a, *FACTS]), lambda a: f"{a}\n{a}", str.upper],
-    ids=["facts added", "doubled", "shouted"],
+    [lambda a: "\n".join([a, *FACTS]), lambda a: f"{a}\n{a}", lambda a: f"{a} {a}", str.upper],
+    ids=["facts added", "doubled", "doubled in one line", "shouted"],
 )
 def test_facts_doubling_and_shouting_change_nothing(change):
     questions, answers = [row["question"] for row in ROWS], [row["answer"] for row in ROWS]
     assert score(questions, list(map(change, answers))).equals(score(questions, answers))
 
 
-def test_ten_sorrys_are_one():
-    assert levels(" ".join(["I am sorry."] * 10)) == levels("I am sorry.")
-    assert sum(levels("I am sorry. " * 10)) <= 2
+@pytest.mark.parametrize("once", ["I am sorry. ", "I am sorry ", "I am sorry, "])
+def test_ten_sorrys_are_one(once):
+    assert levels(once * 10) == levels("I am sorry.") == [1, 0, 0]
 
 
 @pytest.mark.parametrize("answer", ["", "   ", "...", "\u4f60\u597d\u3002"])
@@ -264,6 +282,7 @@ def test_length_only_counts_words():
         (["a"], ["b"], "zh", "lang"),
         (["a"], ["b", "c"], "en", "1 for 2"),
         (["a"], [None], "en", r"answers\[0\]"),
+        (["a"], None, "en", "answers must be a list"),
         ([3], ["b"], "en", r"questions\[0\]"),
         ("a", ["b"], "en", "questions"),
     ],

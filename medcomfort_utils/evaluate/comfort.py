@@ -66,7 +66,17 @@ def length_only(answers: Sequence[str]) -> np.ndarray:
 def own_sentences(question: str, answer: str) -> list[str]:
     """The answer's sentences, each once, without those that stand in the question."""
     asked = set(sentences(question))
-    return [sentence for sentence in dict.fromkeys(sentences(answer)) if sentence not in asked]
+    return [sentence for sentence in dict.fromkeys(sentences(_once(answer))) if sentence not in asked]
+
+
+def _once(text: str) -> str:
+    """The text, or its beginning if the rest only repeats that: without a mark between, both would be one sentence."""
+    text = text.strip()
+    for gap in (" ", ""):
+        period = (text + gap + text + gap).find(text + gap, 1)
+        if period < len(text + gap) and (gap or " " in text[:period]):
+            return text[:period]
+    return text
 
 
 def expected_levels(model: Model, sentence: str) -> np.ndarray:
@@ -84,6 +94,8 @@ def levels(expected: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 def _check(name: str, texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise MedComfortError(f"{name} must be a list of texts, not one text; put it in a list.")
+    if not hasattr(texts, "__len__"):
+        raise MedComfortError(f"{name} must be a list of texts, not {type(texts).__name__}.")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise MedComfortError(f"{name}[{position}] must be text, not {type(text).__name__}.")

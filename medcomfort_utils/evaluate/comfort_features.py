@@ -1,7 +1,7 @@
 """What the comfort model sees of a sentence: cues of the lexicon, its form, and its words in runs of one to three.
 
-Each sentence is seen alone, in lower case, with contractions and the commonest short forms of chats written out, so
-that shouting and spelling hardly matter.
+Each sentence is seen alone, in lower case, with contractions, the commonest short forms of chats, hearts and the marks
+of questions written out, so that shouting and spelling hardly matter.
 """
 
 import re
@@ -21,8 +21,12 @@ _SHORT = {"'m": " am", "'re": " are", "'ve": " have", "'ll": " will", "'d": " wo
 _CONTRACTION = re.compile(r"\b(it|he|she|that|this|what|here|there|who|how)'s\b|('(?:m|re|ve|ll|d)|n't)\b")
 _STRETCHED = re.compile(r"([a-z!?.])\1{2,}")  # "sooo", "!!!"
 _SENTENCE = re.compile(r"[^.!?;\n]+[.!?;]*")
+_MARKS = (".", "!", "?", ";", "")
 _ASKS = re.compile(r"\?|^\W*(?:please |so |can you |could you )?(?:tell me|i wonder|may i ask|i would like to hear)")
+_HEART = re.compile(r"<3+|[\u2764\u2665\U0001f917\U0001fac2\U0001f493-\U0001f49f\U0001f5a4\U0001f90d\U0001f9e1]\ufe0f?")
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|<3|[:;]'?-?[()dp]|\?|[\u2764\u2665\U0001f300-\U0001faff]")
+
+_LONGEST = 80  # characters of a set phrase, with the words around it
 
 # The form of a sentence: who speaks of whom, and of what time.
 _FORM = {
@@ -41,19 +45,26 @@ _FORM_PATTERNS = {f"form: {name}": re.compile(pattern) for name, pattern in _FOR
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, lower case, contractions and short forms of chats written out."""
-    text = text.lower().replace("\u2019", "'").replace("won't", "will not").replace("can't", "cannot")
+    """The sentences of a text, lower case; contractions, short forms, hearts and marks of questions written out."""
+    text = _HEART.sub(" hugs ", text.lower())
+    text = text.replace("\u2019", "'").replace("won't", "will not").replace("can't", "cannot")
     text = _STRETCHED.sub(r"\1\1", text)
     text = _CONTRACTION.sub(lambda match: f"{match[1]} is" if match[1] else _SHORT[match[2]], text)
     spelling, spelled = _spelling()
     text = spelling.sub(lambda match: spelled[match[0]], text)
-    return [" ".join(sentence.split()) for sentence in _SENTENCE.findall(text)]
+    found = (" ".join(sentence.split()) for sentence in _SENTENCE.findall(text))
+    return [f"{said}?" if said[-1:] not in _MARKS and _unmarked().search(said) else said for said in found]
 
 
 def features(sentence: str) -> set[str]:
-    """Names of what is present in one sentence of `sentences`: "mechanism: cue", "form: ...", and runs of words."""
+    """Names of what is present in one sentence of `sentences`: "mechanism: cue", "form: ...", and runs of words.
+
+    Of a sentence that is no more than a set phrase, that alone: "mechanism: stock".
+    """
     remove, cues = _lexicon()
     kept = remove.sub(" ", sentence).strip()
+    if len(kept) < _LONGEST and (stock := {name for name, phrase in _stock().items() if phrase.search(kept)}):
+        return stock
     asks = bool(_ASKS.search(kept))
     found = {name for name, pattern in _FORM_PATTERNS.items() if pattern.search(kept)}
     found |= {
@@ -83,11 +94,29 @@ def _spelling() -> tuple[re.Pattern, dict[str, str]]:
 
 
 @cache
+def _pieces() -> dict[str, str]:
+    """What a {name} in a pattern stands for."""
+    words = {name: rf"(?:{'|'.join(re.split(r', *', listed))})" for name, listed in _read()["words"].items()}
+    return words | _read()["spans"]
+
+
+@cache
+def _unmarked() -> re.Pattern:
+    """Questions without their mark."""
+    return _compile(_read()["unmarked"], _pieces())
+
+
+@cache
+def _stock() -> dict[str, re.Pattern]:
+    """Set phrases by name ("mechanism: stock"), each the whole of a sentence but for a word before it or behind."""
+    whole = {name: [f"^{{lead}}(?:{cue}){{tail}}" for cue in cues] for name, cues in _read()["stock"].items()}
+    return {f"{name}: stock": _compile(cues, _pieces()) for name, cues in whole.items()}
+
+
+@cache
 def _lexicon() -> tuple[re.Pattern, dict[str, re.Pattern]]:
     """The compiled lexicon: what to remove, and the cues by name ("mechanism: list" or "clinical: list")."""
-    lexicon = _read()
-    words = {name: rf"(?:{'|'.join(re.split(r', *', listed))})" for name, listed in lexicon["words"].items()}
-    pieces = words | lexicon["spans"]
+    lexicon, pieces = _read(), _pieces()
     groups = (*MECHANISMS, "clinical")
     named = {f"{group}: {name}": cues for group in groups for name, cues in lexicon[group].items()}
     return _compile(lexicon["remove"], pieces), {name: _compile(cues, pieces) for name, cues in named.items()}
