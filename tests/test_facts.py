@@ -108,6 +108,8 @@ def test_clauses_keep_a_denial_to_themselves():
         (("a", [["b"]]), "a list of answers"),
         ((["a"], ["b"]), r"facts\[0\]"),
         (([None], [["b"]]), r"answers\[0\]"),
+        ((None, [["b"]]), "a list of answers"),
+        ((["a"], [["b"]], "en", [None]), r"questions\[0\]"),
         ((["a"], [["b"]], "en", []), "a question"),
     ],
 )

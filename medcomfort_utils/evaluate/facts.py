@@ -73,8 +73,8 @@ def fact_features(
     another of that kind in the best two sentences; or the best sentence holds most of the fact's words, and an antonym.
     `similarity`, if asked for: the cosine of the nearest sentences.
     """
-    questions = [""] * len(answers) if questions is None else questions
     _check(answers, facts, lang, questions)
+    questions = [""] * len(answers) if questions is None else questions
     rows = []
     for answer, listed, question in zip(answers, facts, questions, strict=True):
         reading, weights = read(answer), _weights(tuple(listed), question)
@@ -86,15 +86,18 @@ def fact_features(
     return rows
 
 
-def _check(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str, questions: Sequence[str]) -> None:
+def _check(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str, questions: Sequence[str] | None) -> None:
     if lang != "en":
         raise MedComfortError(f"lang: facts can be looked for in English ('en') alone, not in {lang!r}.")
-    if isinstance(answers, str) or not len(answers) == len(facts) == len(questions):
+    lists = (answers, facts) if questions is None else (answers, facts, questions)
+    if any(isinstance(given, str) or not hasattr(given, "__len__") for given in lists) or len(set(map(len, lists))) > 1:
         raise MedComfortError("fact_support needs a list of answers, and a list of facts (and a question) for each.")
-    for position, (answer, listed) in enumerate(zip(answers, facts, strict=True)):
-        if not isinstance(answer, str):
-            raise MedComfortError(f"answers[{position}] must be text, not {type(answer).__name__}.")
-        if isinstance(listed, str) or not all(isinstance(fact, str) for fact in listed):
+    for name, texts in (("answers", answers), ("questions", questions if questions is not None else ())):
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise MedComfortError(f"{name}[{position}] must be text, not {type(text).__name__}.")
+    for position, listed in enumerate(facts):
+        if isinstance(listed, str) or not hasattr(listed, "__len__") or not all(isinstance(f, str) for f in listed):
             raise MedComfortError(f"facts[{position}] must be a list of texts.")
 
 
