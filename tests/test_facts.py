@@ -47,6 +47,9 @@ def test_a_fact_in_other_words_is_conveyed(answer, fact):
         ("Rest for 3 weeks.", "Rest for 2 weeks."),
         ("Take ibuprofen together with warfarin.", ALONE),
         ("It is not caused by a virus.", "It is caused by a virus."),
+        ("Stop the tablets as soon as you feel better.", "Do not stop the tablets when you feel better."),
+        ("You can drink alcohol while you take metronidazole.", "Do not drink alcohol while you take metronidazole."),
+        ("Take ibuprofen even if you have kidney disease.", "You should not take ibuprofen if you have kidney disease."),
         ("Grapefruit juice increases the level of the drug.", "Grapefruit juice lowers the level of the drug."),
     ],
 )
@@ -169,11 +172,13 @@ def test_the_regression_and_the_auc_are_those_of_scikit_learn(pairs, table):
     assert facts_model.roc_auc(conveyed, scores) == pytest.approx(roc_auc_score(conveyed, scores))
 
 
-def test_labels_never_trained_on():
-    fresh = facts_model.labelled(facts_model.FIRST_SIGHT)
+@pytest.mark.parametrize(("path", "floor"), [(facts_model.FRESH[0], 0.82), (facts_model.FRESH[1], 0.8)])
+def test_labels_never_trained_on(path, floor):
+    fresh = facts_model.labelled(path)
     assert not set(fresh["item"]) & set(facts_model.labelled()["item"])
     conveyed = fresh["label"] == "conveyed"
-    assert roc_auc_score(conveyed, facts_model.support(fresh)) > 0.82
+    assert roc_auc_score(conveyed, facts_model.support(fresh)) > floor
+    assert roc_auc_score(conveyed, facts_model.support(fresh)) > roc_auc_score(conveyed, facts_model.idf_recall(fresh))
 
 
 def test_five_hundred_answers_a_second_and_twice_the_same():

@@ -6,6 +6,7 @@ from data/fact_labels. Words and synonyms, not understanding: a denial in other 
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
@@ -24,6 +25,9 @@ DENIED = 0.4  # share of its words denied or reversed from which a statement tha
 OPPOSED = 0.2  # what is left of the support if another number, or an antonym, stands in place of the fact's
 MOSTLY = 0.6  # share of the fact's words from which an antonym beside them opposes the fact
 ASKED = 0.7  # weight of a word that the question already holds
+
+# "Do not ...", "You should never ...".
+_FORBIDS = re.compile(r"\W*(?:[\w']+ ){0,3}(?:not|never|cannot|\w+n't)\b", re.I)
 
 # Statements and runs of sentences -> for each statement the cosine similarity of the nearest run, as by
 # rewrite.support.embedding_similarity(a folder with all-MiniLM-L6-v2).
@@ -70,7 +74,8 @@ def fact_features(
     `sentence`: in the best sentence, and like the fact affirmed or denied there. `answer`: anywhere. `denied`: in the
     best two sentences, but affirmed where the fact denies them or the other way round; `reversed`: an antonym stands
     there instead. `numbers`: given nowhere. `opposed` (0 or 1): none of some kind of the fact's numbers is given, but
-    another of that kind in the best two sentences; or the best sentence holds most of the fact's words, and an antonym.
+    another of that kind in the best two sentences; or the best sentence holds most of the fact's words, and an antonym,
+    or it allows what the fact forbids.
     `similarity`, if asked for: the cosine of the nearest sentences.
     """
     _check(answers, facts, lang, questions)
@@ -183,13 +188,14 @@ def _features(reading: Reading, fact: str, weights: dict[str, float]) -> dict[st
     _, near = _best([(hit.anywhere, hit.weight) for hit in hits], count, 2)
     wanted, missing = numbers(fact), unmatched(fact, reading.sentences)
     opposite = sentence >= MOSTLY * total and any(_reversed(reading, concept, best) for concept in weights)
+    allowed = bool(_FORBIDS.match(fact)) and _allows(reading, fact, hits, total)
     return {
         "sentence": sentence / total,
         "answer": sum(hit.weight for hit in hits) / total,
         "denied": sum(hit.weight for hit in hits if hit.anywhere & near and not hit.agreeing & near) / total,
         "reversed": sum(weights[c] for c in weights if _reversed(reading, c, near)) / total,
         "numbers": len(missing) / len(wanted) if wanted else 0.0,
-        "opposed": float(opposite or _other_number(wanted, missing, reading.run(near))),
+        "opposed": float(opposite or allowed or _other_number(wanted, missing, reading.run(near))),
     }
 
 
@@ -202,6 +208,14 @@ def _other_number(wanted: frozenset[str], missing: Sequence[str], near: list[str
     """Whether no number of some kind that the fact wants is given, and the sentences near give another of that kind."""
     lost = _kinds(missing) - _kinds(wanted.difference(missing))
     return bool(lost) and not lost.isdisjoint(_kinds(number for sentence in near for number in numbers(sentence)))
+
+
+def _allows(reading: Reading, fact: str, hits: list[_Hit], total: float) -> bool:
+    """Whether one sentence holds most of the fact, affirms all that the fact forbids, and no sentence forbids it."""
+    weight, best = _best([(hit.anywhere, hit.weight) for hit in hits], len(reading.sentences), 1)
+    said = [match(reading, concept)[0] for concept, denied in polarity(fact).items() if denied]
+    affirmed = all(reading.affirmed.get(other, 0) & best and other not in reading.denied for other in said)
+    return weight >= MOSTLY * total and bool(said) and affirmed
 
 
 def _reversed(reading: Reading, concept: str, run: int) -> bool:

@@ -23,7 +23,7 @@ from medcomfort_utils.rewrite.clinic import load_conditions
 from medcomfort_utils.rewrite.wording import parts
 
 LABELS = DATA / "fact_labels" / "labels.jsonl"
-FIRST_SIGHT = DATA / "fact_labels" / "first_sight.jsonl"  # never trained on
+FRESH = (LABELS.with_name("first_sight.jsonl"), LABELS.with_name("second_sight.jsonl"))  # never trained on
 RAREST = 3  # sentences that must hold a concept for it to be listed
 FEATURES = ["sentence", "answer", "reversed", "numbers"]
 # Contradictions are far more frequent among the labels than in answers of real models.
@@ -121,9 +121,10 @@ def main(folder: str = "") -> None:
     facts.forget()
     print("Features and held-out folds of labels.jsonl")
     report({"idf recall": idf_recall(pairs), **scores}, pairs)
-    print("The shipped weights on first_sight.jsonl")
-    fresh = labelled(FIRST_SIGHT)
-    report({"idf recall": idf_recall(fresh), "support": support(fresh)}, fresh)
+    for path in FRESH:
+        print("The shipped weights on", path.name)
+        fresh = labelled(path)
+        report({"idf recall": idf_recall(fresh), "support": support(fresh)}, fresh)
 
 
 def support(pairs: pd.DataFrame) -> np.ndarray:
