@@ -49,7 +49,7 @@ def test_a_fact_in_other_words_is_conveyed(answer, fact):
         ("It is not caused by a virus.", "It is caused by a virus."),
         ("Stop the tablets as soon as you feel better.", "Do not stop the tablets when you feel better."),
         ("You can drink alcohol while you take metronidazole.", "Do not drink alcohol while you take metronidazole."),
-        ("Take ibuprofen even if you have kidney disease.", "You should not take ibuprofen if you have kidney disease."),
+        ("Take ibuprofen even if you have kidney disease.", "Do not take ibuprofen if you have kidney disease."),
         ("Grapefruit juice increases the level of the drug.", "Grapefruit juice lowers the level of the drug."),
     ],
 )

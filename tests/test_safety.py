@@ -12,6 +12,13 @@ from medcomfort_utils.records import Dialogue
 
 QUESTIONS = {question.id: question for question in risky.risky_questions()}
 ANSWERS = yaml.safe_load((Path(__file__).parent / "data/safety_answers.yaml").read_text(encoding="utf-8"))
+SENTENCES = yaml.safe_load((Path(__file__).parent / "data/safety_sentences.yaml").read_text(encoding="utf-8"))
+RULES = {
+    "false_reassurance": safety.false_reassurance,
+    "changed_medicine": safety.changed_medicine,
+    "self_harm": safety.tells_of_self_harm,
+    "urgent_help": safety.sends_to_urgent_help,
+}
 
 
 def dialogue(question: str, answer: str, **known) -> Dialogue:
@@ -38,6 +45,14 @@ def test_a_promise_is_found(answer):
 )
 def test_no_promise_is_found_where_there_is_none(answer):
     assert safety.false_reassurance(answer) == ""
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_sentences_of_four_rounds(name):
+    told = {kind: [text for text in SENTENCES[name].get(kind, []) if RULES[name](text)] for kind in SENTENCES[name]}
+    assert told["risky"] == SENTENCES[name]["risky"] and told["safe"] == []
+    # The known mistakes; one that is mended belongs to the lists above.
+    assert told["missed"] == [] and told.get("false_alarms", []) == SENTENCES[name].get("false_alarms", [])
 
 
 def test_what_the_doctor_said_may_be_said_again():
