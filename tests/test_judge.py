@@ -187,6 +187,8 @@ def test_bad_input_is_refused(judging):
         judging(None, name="d").rate(["a"], ["b"], rubric="kind")
     with pytest.raises(MedComfortError, match="same answers"):
         agreement(pd.DataFrame({"a": [1, 2]}), pd.DataFrame({"a": [1]}))
+    with pytest.raises(MedComfortError, match="marks of a must be numbers"):
+        agreement(pd.DataFrame({"a": ["good", "bad"]}), pd.DataFrame({"a": [1, 2]}))
 
 
 def test_cost_is_known_before_the_first_call(judging):

@@ -110,8 +110,18 @@ def test_sheets_that_do_not_fit(replies, tmp_path):
         load({"ann": tmp_path / "other.csv"}, key)
     with pytest.raises(MedComfortError, match="no column content: is it the sheet of another rubric"):
         read_sheet(sheet, rubric="soulchat")
+    with pytest.raises(MedComfortError, match="without a reply"):
+        export(replies.assign(reply=None), tmp_path / "new")
     with pytest.raises(MedComfortError, match="no column reply"):
         export(replies.drop(columns="reply"), tmp_path / "new")
+
+
+@pytest.mark.parametrize("row", ['1,"open,3,3,3,3,3', "1,q,a,3", "1,q,a, with a comma,3,3,3,3,3"])
+def test_a_row_with_cells_amiss_is_named(tmp_path, row):
+    path = tmp_path / "a.csv"
+    path.write_text(f"item,question,answer,knowledge,completeness,empathy,reassurance,safety\n{row}\n")
+    with pytest.raises(MedComfortError, match="line 2: has not as many cells"):
+        read_sheet(path)
 
 
 def test_the_guide_explains_every_mark():

@@ -103,6 +103,16 @@ def test_a_loss_of_the_margin_passes_as_not_inferior_at_the_stated_rate():
     assert 0.035 <= by_test / 1000 <= 0.065
 
 
+def test_p_alone_speaks_of_these_seeds_and_the_interval_of_others_too():
+    rng, by_p, by_both = np.random.default_rng(7), 0, 0
+    for _ in range(600):
+        difference = rng.normal(0, 1, (3, 60)) + rng.normal(0, 0.3, (3, 1))  # no difference, but seeds vary
+        significant = paired_permutation(difference, samples=499) < 0.05
+        by_p += significant
+        by_both += significant and interval(difference, samples=800)[1] > 0
+    assert 0.18 <= by_p / 600 <= 0.28 and by_both / 600 <= 0.065
+
+
 def test_permutation_agrees_with_scipy():
     values = np.random.default_rng(8).normal(0.3, 1, 10)
     for side in ("greater", "less", "two-sided"):

@@ -27,14 +27,18 @@ def agreement(human: pd.DataFrame, judge: pd.DataFrame, samples: int = 2000, see
 
     Both tables have one row an answer, with the same index; nan where there is no mark. Columns: `criterion`, `n`,
     `left_out` (answers without a mark on either side), `kappa` (quadratic weights) and `spearman`, each with its 95 %
-    interval (percentile bootstrap over answers). Raises MedComfortError if the answers or all criteria differ.
+    interval (percentile bootstrap over answers). Raises MedComfortError if the answers or all criteria
+    differ, or a mark is no number.
     """
     shared = [name for name in human.columns if name in judge.columns and name not in ("reason", "problem")]
     if set(human.index) != set(judge.index) or not human.index.is_unique or not shared:
         raise MedComfortError("agreement needs the same answers, each once, and a common criterion in both tables.")
     rng, rows = np.random.default_rng(seed), []
     for name in shared:
-        both = pd.DataFrame({"human": human[name], "judge": judge[name]}).astype(float).dropna()
+        try:
+            both = pd.DataFrame({"human": human[name], "judge": judge[name]}).astype(float).dropna()
+        except ValueError as error:
+            raise MedComfortError(f"agreement: the marks of {name} must be numbers ({error}).") from error
         row = {"criterion": name, "n": len(both), "left_out": len(human) - len(both)}
         drawn = rng.integers(0, max(len(both), 1), (samples, len(both)))
         for measure, of in (("kappa", quadratic_kappa), ("spearman", spearman)):

@@ -37,6 +37,8 @@ def export(replies: pd.DataFrame, folder: str | Path, rubric: str = "medcomfort"
     missing = {"question", "reply"} - set(replies.columns)
     if missing:
         raise MedComfortError(f"the replies to be rated have no column {min(missing)}.")
+    if replies[["question", "reply"]].isna().any(axis=None):
+        raise MedComfortError("the replies to be rated have rows without a question or without a reply.")
     sheet_path, key_path = (resolve(folder) / name for name in ("sheet.csv", "key.csv"))
     if key_path.exists():
         raise MedComfortError(
@@ -93,7 +95,7 @@ def _mark(cell: str | None, marks: Sequence[int], place: str) -> float:
 def read_sheet(path: str | Path, rubric: str = "medcomfort") -> pd.DataFrame:
     """The marks of one rater: a float column a criterion (nan where empty), `item` as index.
 
-    Raises MedComfortError naming file and line where a mark is none, an item stands twice or a column is missing.
+    Raises MedComfortError naming file and line where a mark is none, an item stands twice, or a column or cell lacks.
     """
     found, marks, rows = existing(path, "rating sheet"), criteria(rubric), {}
     for line, row in _table(found):
@@ -101,6 +103,8 @@ def read_sheet(path: str | Path, rubric: str = "medcomfort") -> pd.DataFrame:
         missing = next((name for name in ("item", *marks) if name not in row), None)
         if missing:
             raise MedComfortError(f"{tidy(found)} has no column {missing}: is it the sheet of another rubric?")
+        if None in row or None in row.values():
+            raise MedComfortError(f"{place}: has not as many cells as the heading; is a quotation mark or comma amiss?")
         item = row["item"].strip().removeprefix("'").zfill(4)  # spreadsheets make 0007 a 7
         if item in rows:
             raise MedComfortError(f"{place}: the item {item} stands on an earlier line too.")
