@@ -82,6 +82,31 @@ def test_rouge_bleu_and_chrf():
     assert all(math.isnan(value) for value in knowledge.rouge("多休息", "多喝水").values())
 
 
+def test_distinct_words_and_pairs():
+    assert knowledge.distinct("a b a b", 1) == 2 / 4 and knowledge.distinct("a b a b", 2) == 2 / 3
+    assert knowledge.distinct("no " * 50, 1) == 1 / 50 and knowledge.distinct("", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "lang", "expected"),
+    [
+        ("Rest, and drink plenty.", "en", 1.0),
+        ("Prenez du repos et buvez beaucoup d'eau avec les repas.", "en", 0.0),
+        ("Rest.\nNehmen Sie das mit dem Essen und nicht auf der Strasse.", "en", 0.0),
+        ("多喝水，好好休息。", "en", 0.0),
+        ("多喝水，好好休息。", "zh", 1.0),
+        ("Rest.", "zh", 0.0),
+        ("A caf\u00e9 in Z\u00fcrich is fine for your na\u00efve palate.", "en", 1.0),
+    ],
+)
+def test_the_language_of_an_answer(answer, lang, expected):
+    assert knowledge.in_language(answer, lang) == expected
+
+
+def test_no_language_where_there_is_no_letter_or_no_rule():
+    assert knowledge.in_language("... 42", "en") == 0 and math.isnan(knowledge.in_language("Rest.", "de"))
+
+
 def test_repetition_and_length():
     assert knowledge.repetition("a b c d e") == 0 == knowledge.repetition("a b")
     assert knowledge.repetition("a b c d a b c d") == pytest.approx(1 / 5)

@@ -25,6 +25,7 @@ from medcomfort_utils.evaluate.facts import fact_support as fact_support
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
 from medcomfort_utils.rewrite.quantities import unmatched
+from medcomfort_utils.rewrite.wording import is_foreign, parts
 
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
@@ -116,6 +117,28 @@ def repetition(answer: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def distinct(answer: str, n: int) -> float:
+    """Share (0-1) of the word n-grams that differ, distinct-1, -2 ... (Li et al. 2016); 0 without any."""
+    tokens = words(answer)
+    grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def in_language(answer: str, lang: str = "en") -> float:
+    """1.0 if the answer reads as `lang` ("en", "zh"), else 0.0, as for an answer without a letter; nan for another `lang`.
+
+    English: nine letters in ten are plain ASCII, and no sentence is made of function words of other European
+    languages. Chinese: half of the letters are Chinese characters.
+    """
+    letters = [letter for letter in answer if letter.isalpha()]
+    if lang not in ("en", "zh"):
+        return math.nan
+    if lang == "zh":
+        return float(bool(letters) and 2 * len(re.findall(f"[{_CJK}]", answer)) >= len(letters))
+    latin = bool(letters) and 10 * sum(letter.isascii() for letter in letters) >= 9 * len(letters)
+    return float(latin and not any(map(is_foreign, parts(answer))))
+
+
 def length_ratio(answer: str, reference: str) -> float:
     """Words of the answer for each word of the reference; nan if the reference has none."""
     return len(words(answer)) / len(words(reference)) if words(reference) else math.nan
@@ -148,6 +171,9 @@ def _row(answer: str, dialogue: Dialogue) -> dict[str, float]:
         "chrf": chrf(answer, reference),
         "length_ratio": length_ratio(answer, reference),
         "repetition": repetition(answer),
+        "distinct_1": distinct(answer, 1),
+        "distinct_2": distinct(answer, 2),
+        "in_language": in_language(answer, dialogue.lang),
     }
 
 
