@@ -125,7 +125,7 @@ def distinct(answer: str, n: int) -> float:
 
 
 def in_language(answer: str, lang: str = "en") -> float:
-    """1.0 if the answer reads as `lang` ("en", "zh"), else 0.0, as for an answer without a letter; nan for another `lang`.
+    """1.0 if the answer reads as `lang` ("en", "zh"), 0.0 if not or without a letter; nan for another `lang`.
 
     English: nine letters in ten are plain ASCII, and no sentence is made of function words of other European
     languages. Chinese: half of the letters are Chinese characters.
