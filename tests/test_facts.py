@@ -1,5 +1,6 @@
 """Whether an answer conveys a fact: known cases, and agreement with the labels, which falls when a part is broken."""
 
+import json
 import math
 import time
 
@@ -142,6 +143,20 @@ def test_the_measure_agrees_with_the_labels_far_better_than_words_alone(pairs, t
     baseline = roc_auc_score(pairs["label"] == "conveyed", facts_model.idf_recall(pairs))
     whole = held_out_auc(pairs, table)
     assert whole > 0.86 and whole > baseline + 0.15
+
+
+def test_the_report_and_the_card_hold_what_the_labels_give(pairs, table):
+    report = json.loads(facts_model.REPORT.read_text(encoding="utf-8"))
+    told = report["labels.jsonl, ten held-out folds"]["roc_auc"]
+    assert told["all features"]["all"] == pytest.approx(held_out_auc(pairs, table), abs=0.001)
+    for path in facts_model.FRESH:
+        fresh = facts_model.labelled(path)
+        auc = roc_auc_score(fresh["label"] == "conveyed", facts_model.support(fresh))
+        assert report[path.name]["roc_auc"]["all features"]["all"] == pytest.approx(auc, abs=0.001)
+    card = facts_model.REPORT.with_name("README.md").read_text(encoding="utf-8")
+    for name in ("sentence", "answer", "reversed", "numbers"):
+        row = next(line for line in card.splitlines() if line.startswith(f"| `{name}`"))
+        assert row.endswith("| " + " | ".join(f"{value:.3f}" for value in told[name].values()) + " |")
 
 
 @pytest.mark.parametrize("feature", ["sentence", "answer", "reversed", "numbers"])

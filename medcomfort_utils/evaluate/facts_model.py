@@ -1,8 +1,8 @@
 """Learn the weights and word frequencies of facts.py: `python -m medcomfort_utils.evaluate.facts_model [MODEL_FOLDER]`.
 
 Writes facts_frequencies.json and facts_weights.json beside this file, and prints how well each feature and the whole
-agree with the labels, in ten folds grouped by question. With the folder of a sentence encoder
-(all-MiniLM-L6-v2) it also learns the weights with similarity; without, it keeps those that are there.
+agree with the labels, in ten folds grouped by question; data/fact_labels/report.json keeps that. With the folder of a
+sentence encoder (all-MiniLM-L6-v2) it also learns the weights with similarity; without, it keeps those that are there.
 """
 
 import json
@@ -23,6 +23,7 @@ from medcomfort_utils.rewrite.clinic import load_conditions
 from medcomfort_utils.rewrite.wording import parts
 
 LABELS = DATA / "fact_labels" / "labels.jsonl"
+REPORT = LABELS.with_name("report.json")
 FRESH = (LABELS.with_name("first_sight.jsonl"), LABELS.with_name("second_sight.jsonl"))  # never trained on
 RAREST = 3  # sentences that must hold a concept for it to be listed
 FEATURES = ["sentence", "answer", "reversed", "numbers"]
@@ -119,12 +120,12 @@ def main(folder: str = "") -> None:
         scores |= {"all, similarity": held_out(wider, conveyed, weight, pairs["item"])}
     write_json(facts.WEIGHTS, models)
     facts.forget()
-    print("Features and held-out folds of labels.jsonl")
-    report({"idf recall": idf_recall(pairs), **scores}, pairs)
+    told = {"labels.jsonl, ten held-out folds": report({"idf recall": idf_recall(pairs), **scores}, pairs)}
     for path in FRESH:
-        print("The shipped weights on", path.name)
         fresh = labelled(path)
-        report({"idf recall": idf_recall(fresh), "support": support(fresh)}, fresh)
+        told[path.name] = report({"idf recall": idf_recall(fresh), "all features": support(fresh)}, fresh)
+    write_json(REPORT, told)
+    print(json.dumps(told, indent=1))
 
 
 def support(pairs: pd.DataFrame) -> np.ndarray:
@@ -146,20 +147,28 @@ def idf_recall(pairs: pd.DataFrame) -> np.ndarray:
     return np.array(rows)
 
 
-def report(scores: dict, pairs: pd.DataFrame) -> None:
-    """Print the ROC AUC of each score: all pairs, those not contradicted, and answers of 100 words or more."""
+def report(scores: dict, pairs: pd.DataFrame) -> dict:
+    """How many pairs have each label, ROC AUC of each score, and the contradictions found.
+
+    The AUC of all pairs, of those not contradicted, and of answers of 100 words or more.
+    """
     labels, conveyed = pairs["label"], pairs["label"] == "conveyed"
-    subsets = (labels != "", labels != "contradicted", pairs["answer"].str.split().str.len() >= 100)
-    print(f"{len(pairs)} pairs: {labels.value_counts().to_dict()}\nROC AUC: all, without contradicted, long answers")
+    subsets = {"all": labels != "", "without contradicted": labels != "contradicted",
+               "long answers": pairs["answer"].str.split().str.len() >= 100}  # fmt: skip
+    table = {}
     for name, score in scores.items():
         sign = -1 if name in ("denied", "reversed", "numbers", "opposed") else 1
-        print(f"{name:16}", *(f"{roc_auc(conveyed[rows], sign * score[rows]):.3f}" for rows in subsets))
+        table[name] = {
+            part: round(roc_auc(conveyed[rows], sign * score[rows]), 3)
+            for part, rows in subsets.items()
+            if conveyed[rows].nunique() > 1
+        }
     answers = pairs[pairs["fact"] == 0]
     rows = facts.fact_features(list(answers["answer"]), list(answers["facts"]))
     denied = np.array([facts.contradicts(found) for row in rows for found in row])
     truth = labels == "contradicted"
-    right = (truth & denied).sum()
-    print(f"contradictions: {truth.sum()} labelled, {denied.sum()} found, {right} of these rightly")
+    found = {"labelled": int(truth.sum()), "found": int(denied.sum()), "rightly": int((truth & denied).sum())}
+    return {"pairs": labels.value_counts().to_dict(), "roc_auc": table, "contradictions": found}
 
 
 if __name__ == "__main__":
