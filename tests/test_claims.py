@@ -158,6 +158,8 @@ def test_a_claim_about_models_of_another_run_is_not_tested(tmp_path, scores):
     [
         ({"metric": "warmth"}, "claim warmer: the scores have no metric warmth"),
         ({"otherwise": ["warmth"]}, "claim warmer: the scores have no metric warmth"),
+        ({"metric": "method"}, "claim warmer: method is no number in the scores"),
+        ({"test": "not_inferior", "margin": float("inf")}, "margin: Input should be a finite number"),
         ({"models": ["orpo"]}, "claim warmer: the scores hold none of orpo; they hold base, dpo, sft"),
         ({"against": "bass"}, "claim warmer: the scores hold no model bass"),
     ],

@@ -35,7 +35,7 @@ class Claim(BaseModel):
     models: list[str] = Field(min_length=1)
     against: str
     test: Literal["superior", "not_inferior"]
-    margin: float | None = Field(default=None, gt=0)
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _margin_where_it_belongs(self):
@@ -94,6 +94,8 @@ def _metric(claim: Claim, scores: pd.DataFrame) -> str | None:
     for metric in candidates:
         if metric not in scores.columns:
             raise MedComfortError(f"claim {claim.id}: the scores have no metric {metric}.")
+        if not pd.api.types.is_numeric_dtype(scores[metric]):
+            raise MedComfortError(f"claim {claim.id}: {metric} is no number in the scores, so nothing can be tested.")
     asked = (scores["test_set"] == claim.test_set) & scores["model"].isin([claim.against, *claim.models])
     share = scores.loc[asked, candidates].notna().mean()
     best = max(candidates, key=lambda metric: min(share[metric], 0.5))
