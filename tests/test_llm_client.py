@@ -589,6 +589,14 @@ def test_the_key_goes_to_the_server_and_nowhere_else(serve, tmp_path, monkeypatc
     assert not [text for text in said if KEY in text or KEY[:16] in text]
 
 
+@pytest.mark.parametrize("before", [0, 255, 280, 299, 400])
+def test_a_long_message_that_holds_the_key_is_not_cut_within_it(serve, cache, monkeypatch, before):
+    monkeypatch.setenv("MEDCOMFORT_API_KEY", KEY)
+    server = serve(lambda call: Reply(status=400, error={"message": f"{'x' * before}{KEY}"}))
+    (failure,) = run(client_for(server, cache), requests(1))
+    assert KEY[:3] not in failure.reason and KEY[:3] not in repr(cache.get(request(0).key))
+
+
 def test_a_connection_that_fails_does_not_tell_the_key(serve, cache, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server = serve(lambda call: Reply(drop=True))

@@ -19,6 +19,7 @@ KEYS = ("MEDCOMFORT_API_KEY", "OPENAI_API_KEY")
 ADDRESSES = ("MEDCOMFORT_BASE_URL", "OPENAI_BASE_URL")
 LOCAL = ("127.0.0.1", "::1", "localhost")
 HEALING = (408, 409, 425, 429)  # and all from 500 on: the same request may succeed later
+LONGEST_REASON = 300  # characters of a server's own words that are kept, cut after the key was taken out
 LONGEST_PAUSE = 600.0  # seconds that a server may ask to wait before it is better to stop
 MOVED = "sends the call elsewhere ({status}), where patients' texts may not belong: set base_url to where it should go"
 HOPELESS = {
@@ -111,7 +112,7 @@ class Server:
         except (self._openai.APIError, OSError) as error:
             return Again("the connection failed", unreachable=_never_connected(error))
         # Outside of `except`: the library's error, which holds the request with its key, is not carried along.
-        return self._meaning(status, headers, self._scrubbed(problem), request)
+        return self._meaning(status, headers, self._scrubbed(problem)[:LONGEST_REASON], request)
 
     def _meaning(self, status: int, headers: "httpx2.Headers", problem: str, request: Request) -> Failure | Again:
         """What an HTTP error means for the row; Stopped if it means the same for all rows."""
@@ -199,7 +200,7 @@ def _message(body: object) -> str:
     """The server's own words, on one line; whatever JSON it sent."""
     error = body.get("error", body) if isinstance(body, dict) else body
     words = [str(error.get(name) or "") for name in ("code", "message")] if isinstance(error, dict) else [str(error)]
-    return " ".join(" ".join(words).split())[:300] or "no reason given"
+    return " ".join(" ".join(words).split()) or "no reason given"
 
 
 def _count(usage: dict, name: str, estimate: int) -> int:
