@@ -234,8 +234,9 @@ def test_a_question_that_cannot_be_sent_fails_its_row(serve, cache):
     assert isinstance(good, Response)
 
 
-def test_tokens_are_estimated_where_the_server_does_not_count_them(serve, cache):
-    server = serve(lambda call: Reply("x" * 400, usage=None))
+@pytest.mark.parametrize("usage", [None, {}, [3], "3", 3, {"prompt_tokens": "3", "completion_tokens": -1}])
+def test_tokens_are_estimated_where_the_server_does_not_count_them(serve, cache, usage):
+    server = serve(lambda call: Reply("x" * 400, usage=usage))
     (response,) = run(client_for(server, cache), requests(1))
     assert (response.prompt_tokens, response.completion_tokens) == (len("question 0") // 4, 100)
 

@@ -133,7 +133,7 @@ class Server:
             choice = data["choices"][0]
             refusal, content = choice["message"].get("refusal"), choice["message"].get("content")
             text = self._scrubbed(content or refusal or "")
-            usage = data.get("usage") or {}
+            usage = data.get("usage")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return Again("the server's answer was cut off or was no chat completion")
         return Response(
@@ -203,6 +203,6 @@ def _message(body: object) -> str:
     return " ".join(" ".join(words).split()) or "no reason given"
 
 
-def _count(usage: dict, name: str, estimate: int) -> int:
-    count = usage.get(name)
+def _count(usage: object, name: str, estimate: int) -> int:
+    count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and 0 <= count < 2**31 else estimate
