@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from medcomfort_utils.llm import Cache, Request, Response
+from medcomfort_utils.llm import Cache, Failure, Request, Response
 from medcomfort_utils.paths import MedComfortError
 
 
@@ -106,6 +106,15 @@ def test_what_an_imported_file_says_is_right(cache, tmp_path):
     cache.put_many({key(1): response("changed"), key(2): response("kept")}, overwrite=True)
     assert cache.import_jsonl(tmp_path / "a.jsonl") == 1
     assert [cache.get(key(i)).text for i in (1, 2)] == ["from the file", "kept"]
+
+
+def test_an_imported_failure_takes_the_place_of_no_response(cache, tmp_path):
+    failed = Failure("no answer in 7 tries").recorded("stub-1")
+    cache.put_many({key(1): failed, key(2): failed})
+    cache.export_jsonl(tmp_path / "a.jsonl")
+    cache.put_many({key(1): response("paid since")})
+    cache.import_jsonl(tmp_path / "a.jsonl")
+    assert [cache.get(key(i)).text for i in (1, 2)] == ["paid since", "no answer in 7 tries"]
 
 
 def changed(line, **fields):

@@ -35,6 +35,7 @@ SET_UP = (
 INSERT = f"INSERT INTO {{table}} ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
 OVERWRITE = " ON CONFLICT (key) DO UPDATE SET " + ", ".join(f"{f} = excluded.{f}" for f in list(FIELDS)[1:])
 KEEP = f"{OVERWRITE} WHERE responses.finish_reason = '{FAILED}'"
+IMPORT = f"{OVERWRITE} WHERE responses.finish_reason = '{FAILED}' OR excluded.finish_reason != '{FAILED}'"
 
 
 class Cache:
@@ -112,7 +113,8 @@ class Cache:
     def import_jsonl(self, path: str | Path) -> int:
         """Take in a file that `export_jsonl` wrote; all of it or, if it is broken, nothing. Returns how many lines.
 
-        Where file and cache differ, the file is right. Raises MedComfortError naming the file and the broken line.
+        Where file and cache differ, the file is right, but a failure in it takes the place of no response. Raises
+        MedComfortError naming the file and the broken line.
         """
         path = existing(path, "recorded responses")
         with self._lock, self._explained():
@@ -121,7 +123,7 @@ class Cache:
             with self._transaction("BEGIN"):  # of this process alone: reading a long file keeps nobody waiting
                 count = self._read_lines(path)
             with self._transaction():
-                self._db.execute(f"INSERT INTO responses SELECT {COLUMNS} FROM incoming WHERE true {OVERWRITE}")
+                self._db.execute(f"INSERT INTO responses SELECT {COLUMNS} FROM incoming WHERE true {IMPORT}")
             self._db.execute("DROP TABLE temp.incoming")
         return count
 
