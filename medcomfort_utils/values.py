@@ -77,6 +77,13 @@ class Settings(Ranged):
             raise MedComfortError("max_cost needs price_in and price_out, the prices per million tokens.")
         return self
 
+    @model_validator(mode="after")
+    def _keyless(self):
+        """Before it is printed, or stored in a notebook."""
+        if any(mark in self.base_url for mark in "@?#"):
+            raise MedComfortError("base_url must hold no key or password: set MEDCOMFORT_API_KEY in the environment.")
+        return self
+
 
 class Rewriting(Settings, Sampling):
     """Parameters of 01_rewrite."""

@@ -16,7 +16,7 @@ import pytest
 from servers import FAULTS, Reply, StubServer
 
 from medcomfort_utils.llm import Cache, Client, Failure, Request, Response, Settings, limits, parse
-from medcomfort_utils.llm.server import _key_for
+from medcomfort_utils.llm.server import _key_for, checked_address
 from medcomfort_utils.paths import ROOT, MedComfortError
 
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
@@ -641,12 +641,25 @@ def test_a_short_word_as_key_of_a_local_server_is_not_cut_out_of_answers(serve, 
         (f"https://user:{KEY}@example.org/v1", "no key or password"),
         (f"https://example.org/v1?key={KEY}", "no key or password"),
         (f"https://example.org:{KEY}/v1", "must be an http or https address"),
+        ("http://exa mple.org/v1", "must be an http or https address"),
+        ("http://127.0.0.1:1/v\n1", "must be an http or https address"),
+        ("http://a..b:1/v1", "must be an http or https address"),
+        ("http://" + "a" * 70 + ".org/v1", "must be an http or https address"),
     ],
 )
 def test_an_address_that_cannot_be_right_is_refused(cache, base_url, told):
-    client = Client(Settings(base_url=base_url), cache)
     with pytest.raises(MedComfortError, match=told) as caught:
-        run(client, requests(1))
+        run(Client(Settings(base_url=base_url), cache), requests(1))
+    assert KEY not in everything_said(caught.value)
+
+
+def test_a_key_in_the_address_is_refused_before_anything_is_shown(monkeypatch):
+    with pytest.raises(MedComfortError, match="no key or password") as caught:
+        Settings(base_url=f"https://user:{KEY}@example.org/v1", mode="replay")
+    assert KEY not in str(caught.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"https://example.org/v1?key={KEY}")
+    with pytest.raises(MedComfortError, match="no key or password") as caught:
+        checked_address(os.environ["OPENAI_BASE_URL"])
     assert KEY not in everything_said(caught.value)
 
 

@@ -158,10 +158,12 @@ def checked_address(base_url: str) -> str:
             "base_url is empty: set it to the address of an OpenAI-compatible server, such as "
             "http://127.0.0.1:8000/v1, in the profile or as MEDCOMFORT_BASE_URL in the environment."
         )
+    base_url = base_url.strip()
     try:
         parts = urlsplit(base_url)
         sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
+        sound = sound and base_url.isprintable() and " " not in base_url and parts.hostname.encode("idna")
+    except ValueError:  # that of "idna" too
         sound = False
     if not sound:
         raise MedComfortError("base_url must be an http or https address, such as http://127.0.0.1:8000/v1.")
