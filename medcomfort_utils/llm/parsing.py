@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -115,8 +116,8 @@ class _Literals(ast.NodeTransformer):
 
 
 def _without_twins(pairs: list[tuple]) -> dict:
-    names = [name for name, _ in pairs]
-    if twins := sorted({str(name) for name in names if names.count(name) > 1}):
+    names = Counter(name for name, _ in pairs)
+    if twins := sorted(str(name) for name, count in names.items() if count > 1):
         raise Unparsable(f"The key {_short(', '.join(twins))} stands there twice.")
     return dict(pairs)
 
