@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -216,6 +217,7 @@ def test_a_stop_does_not_wait_for_the_turn_of_those_who_queue(serve, cache):
         (Reply(None, finish_reason="content_filter"), "", "content_filter"),
         (Reply(None, refusal="I cannot."), "I cannot.", "refusal"),
         (Reply("{", finish_reason="length"), "{", "length"),
+        (Reply("half", finish_reason="failed"), "half", "server: failed"),
         (Reply("half \ud83d a character"), "half ? a character", "stop"),
     ],
 )
@@ -224,6 +226,7 @@ def test_an_answer_is_kept_as_it_came_also_if_it_is_of_no_use(serve, cache, repl
     (response,) = run(client_for(server, cache), requests(1))
     assert (response.text, response.finish_reason) == (text, finish_reason)
     assert cache.get(request(0).key).text == text
+    assert run(client_for(server, cache), requests(1)) == [replace(response, cached=True)]
     assert len(server.calls) == 1
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from medcomfort_utils.llm.limits import retry_after
-from medcomfort_utils.llm.requests import Failure, Request, Response, Stopped, estimated_tokens
+from medcomfort_utils.llm.requests import FAILED, Failure, Request, Response, Stopped, estimated_tokens
 from medcomfort_utils.paths import MedComfortError
 
 if TYPE_CHECKING:
@@ -139,11 +139,15 @@ class Server:
         return Response(
             text=text,
             model=self._scrubbed(str(data.get("model") or request.model)),
-            finish_reason="refusal" if refusal and not content else self._scrubbed(str(choice.get("finish_reason"))),
+            finish_reason="refusal" if refusal and not content else self._finish(choice),
             prompt_tokens=_count(usage, "prompt_tokens", request.prompt_tokens),
             completion_tokens=_count(usage, "completion_tokens", estimated_tokens(text)),
             cached=False,
         )
+
+    def _finish(self, choice: dict) -> str:
+        reason = self._scrubbed(str(choice.get("finish_reason")))
+        return f"server: {reason}" if reason == FAILED else reason  # the record's own word for calls without an answer
 
     def _scrubbed(self, text: str) -> str:
         """The text as UTF-8 can hold it, and without the key, should the server repeat it."""
