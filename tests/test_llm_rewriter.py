@@ -306,6 +306,15 @@ def test_prompts_carry_their_version_and_the_feeling():
         prompts.question_messages(dialogue().model_copy(update={"lang": "fr"}), "fear")
 
 
+def test_what_patients_write_is_shown_as_it_stands(tmp_path):
+    text = "It cost $5, then $10 <b>*more*</b>.\n````\n# Not a heading\n`````\nI am 40 and my knee hurts."
+    with Cache(tmp_path / "responses.sqlite") as cache:
+        shown = LLMRewriter(Client(Settings(), cache), "m").prompts(dialogue(question=text))
+    fences = [line for line in shown.splitlines() if line.startswith("``````")]
+    assert text in shown and fences == ["``````text", "``````"] * 2
+    assert "cost \\$5, then \\$10 &lt;b&gt;\\*more\\*&lt;/b&gt;" in show.dialogue(dialogue(question=text))
+
+
 def test_intensities_are_spread_evenly():
     found = [prompts.intensity_of(dialogue(number), "fear") for number in range(300)]
     assert all(60 < found.count(level) < 140 for level in (1, 2, 3))

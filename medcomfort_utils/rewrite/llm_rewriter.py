@@ -9,6 +9,7 @@ from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.records import EMOTIONS, Dialogue, Gate, Rewrite
 from medcomfort_utils.rewrite import gates, prompts
 from medcomfort_utils.rewrite.rewriters import TemplateRewriter, emotions_of, version_of
+from medcomfort_utils.rewrite.show import fenced
 
 NO_TEXT = "(no text)"
 CUT_OFF = "It was cut off where it reached max_tokens."
@@ -48,7 +49,7 @@ class LLMRewriter:
         emotion = emotions_of(dialogue, self.emotions)[0]
         asked = self._question(dialogue, emotion), self._answer(dialogue, dialogue.question, emotion)
         shown = ((f"**{r.prompt_version}, {m['role']}**", m["content"]) for r in asked for m in r.messages)
-        return "\n\n".join(f"{title}\n\n````text\n{text}\n````" for title, text in shown)
+        return "\n\n".join(f"{title}\n\n{fenced(text)}" for title, text in shown)
 
     def estimate(self, dialogues: Iterable[Dialogue]) -> str:
         """Calls, tokens and cost still to come, before the first call: see `llm.estimate`.

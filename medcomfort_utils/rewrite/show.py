@@ -85,6 +85,12 @@ def reasons(rejected: Iterable[Rewrite], limit: int = 8) -> pd.DataFrame:
     return pd.DataFrame(islice(rows, limit), columns=["dialogue_id", "condition", "emotion", "gate", "reason"])
 
 
+def fenced(text: str) -> str:
+    """The text word for word, in a fence that it cannot end."""
+    fence = "`" * max(4, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
 def _share(part: int, whole: int) -> float:
     return round(part / whole, 3) if whole else float("nan")
 
@@ -100,5 +106,5 @@ def _marked(before: str, after: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """Patient text is data: nothing in it is taken for HTML or Markdown."""
-    return re.sub(r"([*_`~\[\]#|\\])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
+    """Patient text is data: nothing in it is taken for HTML, Markdown or a formula."""
+    return re.sub(r"([*_`~\[\]#|$\\])", r"\\\1", html.escape(text, quote=False)).replace("\n", " ")
