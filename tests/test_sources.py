@@ -96,6 +96,7 @@ def test_clean_text(raw, clean):
 
 def test_squeeze_drops_what_cannot_be_written():
     assert squeeze("a\ud83d b\u200bc\x00").encode("utf-8") == b"a bc"
+    assert squeeze("a\u202eb\u2066c\U000e0069\U000e0067") == "abc"
 
 
 @pytest.mark.parametrize("piece", ["A", "a.", "1 ", "Dr. ", "<a ", "-", "consult online ", "at once ", "&a", "a@"])

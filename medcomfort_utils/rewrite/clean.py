@@ -19,7 +19,10 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});")
 _TAG = re.compile(
     r"</?(?:link|br|p|div|span|a|b|i|u|em|strong|ul|ol|li|h[1-6]|font|img)(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>", re.I
 )
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u200b-\u200f\u2060\ufeff]")
+# Among them marks that turn the direction of writing, and tags (U+E0000), in which text can hide.
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]"
+)
 _BROKEN_DECIMAL = re.compile(r"(?<![\w.,])0\. (?=\d+\s?(?:m?c?g|µg|ng|i?u|m?l|kg|[cm]m|mmol|percent|%)(?![a-z]))", re.I)
 
 _WEB = re.compile(r"://|\.(?:com|org|net|edu|gov)\b|www\.", re.I)  # the quick look before the slow one
