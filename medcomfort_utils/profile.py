@@ -35,6 +35,18 @@ class _Profile(BaseModel):
     steps: Annotated[list[_Entry], Field(min_length=1)]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one mapping is an error; PyYAML takes the last one without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
+
+
 @dataclass
 class Step:
     """One notebook to run once. `given`: what the profile and --set say; `parameters`: with the notebook's defaults."""
@@ -148,7 +160,9 @@ def _find(profile: str) -> Path:
 
 def _read(path: Path) -> _Profile:
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        told = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if not isinstance(told, dict):
+            raise MedComfortError(f"{tidy(path)} is no profile: it must hold a `name` and `steps`.")
         return _Profile.model_validate(told)
     except UnicodeDecodeError:
         raise MedComfortError(f"{tidy(path)} is not UTF-8 text.") from None

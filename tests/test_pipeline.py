@@ -466,6 +466,8 @@ def test_what_is_typed_at_set_is_what_is_meant(house, typed):
     [
         ("name: tiny", "name: a: b", "tiny.yaml, line 2: not valid YAML: mapping values"),
         ("name: tiny", "name: a/b", "may hold only letters"),
+        ("name: tiny", "name: tiny\nname: small", "tiny.yaml, line 3: not valid YAML: 'name' stands there twice."),
+        (PROFILE, "", "tiny.yaml is no profile: it must hold a `name` and `steps`."),
         ("notebook: 01_make", "notebok: 01_make", "steps.1.notebook: Field required"),
         ("    needs", "    neds", "steps.2.neds: there is no such key"),
         ("notebook: 01_make", "notebook: 09_none", "there is no notebook notebooks/09_none.ipynb"),
