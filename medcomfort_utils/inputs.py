@@ -21,9 +21,10 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def check(run: Run, chosen: list[Step]) -> None:
-    """Make sure that what the `chosen` steps read will be there.
+    """Make sure that what the `chosen` steps read will be there, and no model that this run does not train.
 
-    Raises MedComfortError, naming step, parameter and path, for what neither exists nor is written by an earlier step.
+    Raises MedComfortError, naming step, parameter and path, for what neither exists nor is written by an earlier step,
+    and for models that earlier settings left among those that are to be evaluated.
     """
     written: list[Path] = []
     for step in run.steps:
@@ -34,7 +35,21 @@ def check(run: Run, chosen: list[Step]) -> None:
                     f"{run.profile}, step {step.name}: {name}: there is no file or folder {paths.tidy(path)}, and no "
                     "earlier step writes one."
                 )
+        if step in chosen and "models_dir" in given:
+            _no_strangers(paths.resolve(given["models_dir"]), written)
         written += _written(step.notebook.stem, given, run.folder)
+
+
+def _no_strangers(models: Path, written: list[Path]) -> None:
+    """Models of other seeds are no strangers: 02_finetune removes them."""
+    known = {path.name.rpartition("-seed")[0] for path in written if path.parent == models}
+    there = sorted(told.parent for told in models.glob("[!.]*/training.json"))
+    strangers = [folder for folder in there if known and folder.name.rpartition("-seed")[0] not in known]
+    if strangers:
+        raise MedComfortError(
+            f"{paths.tidy(strangers[0])} is of an earlier run by other settings and would be evaluated with the models "
+            "of this one: remove it, or give this run a --name of its own."
+        )
 
 
 def _read(notebook: str, given: dict[str, Any]) -> Iterator[tuple[str, Path]]:

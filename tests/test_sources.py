@@ -173,6 +173,18 @@ def test_given_fields(tmp_path):
         load_dialogues(path, question_field="asked", answer_field="reply")
 
 
+@pytest.mark.parametrize("odd", [5, {"a": 1}, [None], [], "\ud800"])
+def test_a_topic_that_is_no_text_is_left_out(tmp_path, odd):
+    (dialogue,), _ = load_dialogues(jsonl(tmp_path / "a.jsonl", [record(0) | {"tags": odd}]))
+    assert dialogue.topic == ""
+
+
+def test_one_field_cannot_be_question_and_answer(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [record(0)])
+    with pytest.raises(MedComfortError, match="must be two fields of .*a.jsonl, not both 'answer'"):
+        load_dialogues(path, question_field="answer", answer_field="answer")
+
+
 def test_messages_end_with_an_answer(tmp_path):
     turns = [("client", record(1)["question"]), ("counselor", record(1)["answer"]), ("client", "Thanks a lot.")]
     row = {"messages": [{"role": role, "content": text, "extra": []} for role, text in turns]}
@@ -321,6 +333,8 @@ BAD = {
     "empty.csv": (b"\n", "empty.csv is not a readable CSV file"),
     "wide.csv": (b"question,answer\na,b\na,b,c\n", "wide.csv is not a readable CSV file: .* line 3"),
     "broken.parquet": (b"PAR1", "broken.parquet is not a readable parquet file"),
+    "commas.csv": (b"question,answer\nHello, it hurts,Rest it\nOh, it aches,Ice it\n", "more fields than its first"),
+    "role.jsonl": (b'{"messages": [{"role": ["user"], "content": "a"}]}', "line 1: messages must be a list of turns"),
     "notes.txt": (b"a", "notes.txt must end in one of .json, .jsonl, .csv, .parquet"),
 }
 

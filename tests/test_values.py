@@ -78,6 +78,19 @@ def test_what_will_not_be_there_is_named_before_the_first_step(target, text, sen
     assert not (paths.RUNS / "unseen").exists()
 
 
+def test_a_model_of_other_settings_is_not_evaluated_with_this_runs_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    run = profile.load("smoke", name="unseen")
+    for model, sentence in (("sft-seed7", ""), ("mine-seed0", "mine-seed0 is of an earlier run by other settings")):
+        paths.write_json(run.folder / "models" / model / "training.json", {})
+        if not sentence:  # of another seed: 02_finetune removes it
+            inputs.check(run, run.steps)
+            continue
+        with pytest.raises(MedComfortError, match=sentence):
+            inputs.check(run, run.steps)
+        inputs.check(run, run.select("01_rewrite"))
+
+
 @pytest.mark.parametrize("path", sorted(paths.PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_profiles_read_what_is_there_or_will_be(path):
     run = profile.load(path, name="unseen")

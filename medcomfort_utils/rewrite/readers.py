@@ -98,12 +98,22 @@ def _parse(path: Path, text: str, line: int) -> object:
 def _csv(path: Path) -> Iterator[tuple[Place, dict]]:
     try:
         with pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=ROWS) as tables:
-            yield from _numbered(row for table in tables for row in table.to_dict("records"))
+            yield from _numbered(row for table in tables for row in _as_headed(path, table).to_dict("records"))
     except UnicodeDecodeError as error:
         raise MedComfortError(f"{tidy(path)} is not UTF-8; save it as UTF-8.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         told = str(error).strip().removeprefix("Error tokenizing data. C error: ")
         raise MedComfortError(f"{tidy(path)} is not a readable CSV file: {told}.") from error
+
+
+def _as_headed(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The table, unless pandas took the first fields of too long rows for names of the rows."""
+    if not isinstance(table.index, pd.RangeIndex):
+        raise MedComfortError(
+            f"{tidy(path)} is not a readable CSV file: its rows have more fields than its first line has names; put "
+            "texts that hold commas in double quotes."
+        )
+    return table
 
 
 def _parquet(path: Path) -> Iterator[tuple[Place, dict]]:

@@ -152,6 +152,8 @@ def _fields(records: Records, question: str, answer: str, facts: str) -> tuple[s
         if name and name not in names:
             raise MedComfortError(f"{parameter}: no record of {shown} has a field {name!r}; its fields are {found}.")
     facts = facts or next((name for name in FACTS if name in names), "")
+    if question and question == answer:
+        raise MedComfortError(f"question_field and answer_field must be two fields of {shown}, not both {question!r}.")
     if not (question or answer) and "messages" in names:
         return "messages", "messages", facts
     for known in PAIRS:
@@ -174,7 +176,7 @@ def _turns(place: str, record: dict, fields: tuple[str, str, str]) -> list[dict]
         return [_turn(place, "user", record[question]), _turn(place, "assistant", record[answer])]
     turns = []
     for message in record["messages"] if isinstance(record["messages"], list) else [record["messages"]]:
-        if not isinstance(message, dict) or message.get("role") not in ROLES or "content" not in message:
+        if not isinstance(message, dict) or str(message.get("role")) not in ROLES or "content" not in message:
             roles = ", ".join(ROLES)
             raise MedComfortError(f"{place}: messages must be a list of turns, each with content and a role ({roles}).")
         turns.append(_turn(place, ROLES[message["role"]], message["content"]))
@@ -211,7 +213,8 @@ def _judge(turns: list[dict]) -> tuple[str, str, list[str]]:
 
 def _dialogue(place: str, turns: list[dict], record: dict, facts_field: str, name: str, lang: str) -> Dialogue:
     """The record as a dialogue; red flags are the record's own, else the answer's sentences of urgent advice."""
-    tags = record.get("topic") or record.get("tags") or [""]
+    tags = record.get("topic") or record.get("tags")
+    topic = tags[0] if isinstance(tags, list) and tags else tags
     identity = content_id(turns)
     flags = _statements(place, record, "red_flags") if "red_flags" in record else urgent_sentences(turns[-1]["content"])
     emotions = _statements(place, record, "emotions")
@@ -221,7 +224,7 @@ def _dialogue(place: str, turns: list[dict], record: dict, facts_field: str, nam
         id=identity,
         source=name,
         lang=lang,
-        topic=str(tags if isinstance(tags, str) else tags[0]),
+        topic=squeeze(topic) if isinstance(topic, str) else "",
         messages=turns,
         facts=_statements(place, record, facts_field),
         red_flags=flags,
