@@ -160,7 +160,7 @@ def _find(profile: str) -> Path:
 
 def _read(path: Path) -> _Profile:
     try:
-        told = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        told = _Loader(path.read_text(encoding="utf-8")).get_single_data()
         if not isinstance(told, dict):
             raise MedComfortError(f"{tidy(path)} is no profile: it must hold a `name` and `steps`.")
         return _Profile.model_validate(told)
