@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medcomfort_utils import paths, values
+from medcomfort_utils import paths, schema
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.profile import Run, Step
 
@@ -54,7 +54,7 @@ def _no_strangers(models: Path, written: list[Path]) -> None:
 
 def _read(notebook: str, given: dict[str, Any]) -> Iterator[tuple[str, Path]]:
     """(parameter, path) of what a step of that notebook reads."""
-    for name in READ[notebook] if values.model_of(notebook, given) else ():
+    for name in READ[notebook] if schema.model_of(notebook, given) else ():
         value = given[name]
         generated = name == "source" and (value == "clinic" or value.startswith("hf:"))
         unused = name == "responses" and given["rewriter"] != "llm"
@@ -71,7 +71,7 @@ def _from_hub(model: str) -> bool:
 
 def _written(notebook: str, given: dict[str, Any], folder: Path) -> list[Path]:
     """What a step of that notebook leaves for others; a notebook that is not ours may write anything into the run."""
-    if not values.model_of(notebook, given):
+    if not schema.model_of(notebook, given):
         return [folder]
     names = WRITTEN.get(notebook, ())
     if notebook == "02_finetune":

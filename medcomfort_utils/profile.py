@@ -12,9 +12,9 @@ import nbformat
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from medcomfort_utils import paths, values
+from medcomfort_utils import paths, schema
 from medcomfort_utils.paths import MedComfortError, meant, tidy
-from medcomfort_utils.values import FILE_NAME
+from medcomfort_utils.schema import FILE_NAME
 
 ANNOTATIONS = {"str", "int", "float", "bool", "list", "dict", "None"}
 
@@ -105,7 +105,7 @@ def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = N
         step.parameters = _checked(step, declarations[step.notebook], run.profile)
         step.given = {key: step.parameters[key] for key in step.given}
         try:
-            values.check(step.notebook.stem, run.filled(step.parameters))
+            schema.check(step.notebook.stem, run.filled(step.parameters))
         except MedComfortError as error:
             raise MedComfortError(f"{run.profile}, step {step.name}: {error}") from None
     return run
@@ -219,7 +219,7 @@ def _apply(setting: str, run: Run, declarations: dict[Path, dict[str, tuple[str,
             raise MedComfortError(f"--set {setting}: {parameter} is what the matrix varies; choose a step by --only.")
         annotation = declarations[step.notebook].get(parameter, ("", None))[0]
         try:
-            step.given[parameter] = _from_here(values.typed(text, annotation))
+            step.given[parameter] = _from_here(schema.typed(text, annotation))
         except yaml.YAMLError as error:
             raise MedComfortError(f"--set {setting}: the value is not valid YAML.") from error
 
@@ -249,7 +249,7 @@ def _checked(step: Step, known: dict[str, tuple[str, Any]], profile: str) -> dic
 
 def _hint(annotation: str, value: object) -> str:
     """YAML 1.1 reads `5e-6` as text, for want of a point, and a list wants brackets."""
-    if "float" in annotation and values.is_number(value):
+    if "float" in annotation and schema.is_number(value):
         return f"; write {yaml.safe_dump(float(value)).split()[0]}"
     if annotation.startswith("list") and isinstance(value, str | int) and not isinstance(value, bool):
         return f"; write [{value}]"

@@ -120,15 +120,15 @@ def _versions(rewrites: Iterable[Rewrite]) -> list[dict[str, list[Rewrite]]]:
     return list(dialogues.values())
 
 
-def _kept(rows: list[dict], balance: float, seed: int) -> list[dict]:
-    """A seeded sample of the share `balance` of the rows, order kept."""
-    if not 0 <= balance <= 1:
-        raise MedComfortError(f"balance must lie between 0 and 1, not {balance}.")
-    chosen = random.Random(seed).sample(range(len(rows)), round(balance * len(rows)))
+def _kept(rows: list[dict], neutral_fraction: float, seed: int) -> list[dict]:
+    """A seeded sample of the share `neutral_fraction` of the rows, order kept."""
+    if not 0 <= neutral_fraction <= 1:
+        raise MedComfortError(f"neutral_fraction must lie between 0 and 1, not {neutral_fraction}.")
+    chosen = random.Random(seed).sample(range(len(rows)), round(neutral_fraction * len(rows)))
     return [rows[i] for i in sorted(chosen)]
 
 
-def check_pairs(target: str, balance: float, against: Sequence[str] | None = None) -> None:
+def check_pairs(target: str, neutral_fraction: float, against: Sequence[str] | None = None) -> None:
     """Make sure that these pairs can be taught: by SFT, or, where answers are taught `against` others, by DPO and KTO.
 
     Raises MedComfortError, naming the parameter.
@@ -136,9 +136,9 @@ def check_pairs(target: str, balance: float, against: Sequence[str] | None = Non
     known = (*TARGETS, "comfort_only") if against is None else TARGETS
     if target not in known:
         raise MedComfortError(f"target must be {', '.join(known[:-1])} or {known[-1]}, not '{target}'.")
-    if target in ("original", "soothing_answer") and balance:
+    if target in ("original", "soothing_answer") and neutral_fraction:
         raise MedComfortError(
-            f"balance must be 0 with target {target}, not {balance:g}: its questions are the neutral ones already."
+            f"neutral_fraction must be 0 with target {target}, not {neutral_fraction:g}: its questions are the neutral ones already."
         )
     if against is None:
         return
@@ -151,17 +151,17 @@ def check_pairs(target: str, balance: float, against: Sequence[str] | None = Non
         raise MedComfortError(f"against must not name {target}, whose answer is the chosen one (target).")
 
 
-def to_sft(rewrites: Iterable[Rewrite], balance: float = 1.0, seed: int = 0, target: str = "emotional") -> list[dict]:
+def to_sft(rewrites: Iterable[Rewrite], neutral_fraction: float = 1.0, seed: int = 0, target: str = "emotional") -> list[dict]:
     """Prompt/completion rows: the questions and answers of the condition `target`, and plain answers to neutral ones.
 
-    `balance` in [0, 1] is the share of these neutral pairs kept; it must be 0 where `target` asks neutral questions
+    `neutral_fraction` in [0, 1] is the share of these neutral pairs kept; it must be 0 where `target` asks neutral questions
     itself (`original`, `soothing_answer`). `target="comfort_only"` teaches comfort without knowledge.
     """
-    check_pairs(target, balance)
+    check_pairs(target, neutral_fraction)
     rewrites = list(rewrites)
     taught = [_completion(r, r.answer) for r in rewrites if r.condition == target]
     neutral = [_completion(r, r.answer) for r in rewrites if r.condition == "original"]
-    return taught + _kept(neutral, balance, seed)
+    return taught + _kept(neutral, neutral_fraction, seed)
 
 
 def _completion(rewrite: Rewrite, answer: str) -> dict:
@@ -170,7 +170,7 @@ def _completion(rewrite: Rewrite, answer: str) -> dict:
 
 def to_preference(
     rewrites: Iterable[Rewrite],
-    balance: float = 1.0,
+    neutral_fraction: float = 1.0,
     seed: int = 0,
     against: Sequence[str] = REJECTED,
     target: str = "emotional",
@@ -179,10 +179,10 @@ def to_preference(
 
     The answer of the condition `target` is chosen over those named in `against`: the plain one (`original`), comfort
     without knowledge (`comfort_only`) and, for `original`, the soothing one. With `soothing_answer` in `against`,
-    `emotional` adds neutral questions that prefer the plain answer to a soothing one; `balance` is the share of these
+    `emotional` adds neutral questions that prefer the plain answer to a soothing one; `neutral_fraction` is the share of these
     kept, 0 for the other targets.
     """
-    check_pairs(target, balance, against)
+    check_pairs(target, neutral_fraction, against)
     taught, neutral = [], []
     for version in _versions(rewrites):
         for good in version.get(target, []):
@@ -190,7 +190,7 @@ def to_preference(
         if target == "emotional" and "soothing_answer" in against:
             plain = [r.answer for r in version.get("original", [])]
             neutral += [_pair(r, text, r.answer) for r in version.get("soothing_answer", [])[:1] for text in plain]
-    return taught + _kept(neutral, balance, seed)
+    return taught + _kept(neutral, neutral_fraction, seed)
 
 
 def _worse(good: Rewrite, version: dict[str, list[Rewrite]], against: Sequence[str]) -> list[str]:
@@ -209,14 +209,14 @@ def _pair(rewrite: Rewrite, chosen: str, rejected: str) -> dict:
 
 def to_unpaired(
     rewrites: Iterable[Rewrite],
-    balance: float = 1.0,
+    neutral_fraction: float = 1.0,
     seed: int = 0,
     against: Sequence[str] = REJECTED,
     target: str = "emotional",
 ) -> list[dict]:
     """Prompt/completion/label rows for KTO: the chosen and rejected answers of `to_preference`, each once."""
     rows = {}
-    for pair in to_preference(rewrites, balance, seed, against, target):
+    for pair in to_preference(rewrites, neutral_fraction, seed, against, target):
         for side, label in (("chosen", True), ("rejected", False)):
             key = (pair["prompt"][-1]["content"], pair[side][0]["content"], label)
             rows.setdefault(key, {"prompt": pair["prompt"], "completion": pair[side], "label": label})

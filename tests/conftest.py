@@ -15,7 +15,7 @@ LONGEST = (
     "test_colab.py",
     "notebooks",
     "test_docs.py",
-    "test_finetune_survival.py",
+    "test_checkpoints.py",
     "test_pipeline.py",
     "test_lab.py",
     "test_finetune_parity.py",

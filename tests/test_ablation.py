@@ -16,7 +16,7 @@ from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import TARGETS
 
 matplotlib.use("Agg")
-VARIED = ("name", "method", "target", "against", "balance", "init_from")
+VARIED = ("name", "method", "target", "against", "neutral_fraction", "init_from")
 
 
 @cache
@@ -31,7 +31,7 @@ def folder(tmp_path):
     """Made-up results of the models of the profile; comfort falls with balance, knowledge differs by target."""
     models = {"base": MODELS["base"]}
     for name, told in steps("nano-ablation").items():
-        comfort = 0.0 if told["target"] == "original" else 4 - 3 * told["balance"]
+        comfort = 0.0 if told["target"] == "original" else 4 - 3 * told["neutral_fraction"]
         models[name] = (
             told["method"],
             len(told["seeds"]),
@@ -68,7 +68,7 @@ def test_preference_training_goes_on_from_sft_on_the_same_pairs():
     for name, place in started.items():
         start, told = found[place.rpartition("/")[2].removesuffix("-seed{seed}")], found[name]
         assert start["method"] == "sft"
-        assert all(start[key] == told[key] for key in ("target", "balance", "seeds", "base")), name
+        assert all(start[key] == told[key] for key in ("target", "neutral_fraction", "seeds", "base")), name
 
 
 def test_the_cells_are_read_from_the_profile(folder):
@@ -76,7 +76,7 @@ def test_the_cells_are_read_from_the_profile(folder):
     taught = ablation.taught(results)
     assert set(taught) == set(TARGETS) and [len(models) for models in taught.values()] == [3, 3, 3]
     assert taught["emotional"] == ["sft-balance-0", "dpo-balance-0", "kto-balance-0"]
-    by_method = ablation.balances(results)
+    by_method = ablation.neutral_fractions(results)
     assert [list(models.index) for models in by_method.values()] == [[0, 0.25, 0.5, 0.75]] * 3
     assert list(by_method["dpo"]) == ["dpo-balance-0", "dpo", "dpo-balance-50", "dpo-balance-75"]
     assert ablation.starts(results) == [("dpo-from-base", "dpo"), ("kto-from-base", "kto")]
@@ -102,7 +102,7 @@ def test_every_cell_is_drawn_where_it_belongs(folder):
 
 
 def test_labels_of_the_frontier_never_overlap(folder):
-    for axes in ablation.balance(read_results(folder)).axes:
+    for axes in ablation.neutral_fraction(read_results(folder)).axes:
         axes.figure.canvas.draw()
         boxes = [matplotlib.text.Text.get_window_extent(text) for text in axes.texts if text.get_text()]
         assert len(boxes) == 13 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

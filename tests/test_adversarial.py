@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from medcomfort_utils.evaluate import adversarial, candidates, comfort, knowledge
+from medcomfort_utils.evaluate import adversarial, baselines, comfort, knowledge
 from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA, MedComfortError
 from medcomfort_utils.records import Dialogue, Rewrite
@@ -16,13 +16,13 @@ def sources():
 
 @pytest.fixture(scope="module")
 def asked():
-    return candidates.test_sets(read_records(DATA / "smoke/rewrites.parquet", Rewrite), 12)
+    return baselines.test_sets(read_records(DATA / "smoke/rewrites.parquet", Rewrite), 12)
 
 
 @pytest.fixture(scope="module")
 def scores(asked, sources):
     """Scores of both baselines and the broken models by the real measures."""
-    baselines = [candidates.baseline(asked, sources, name) for name in ("original", "template")]
+    baselines = [baselines.baseline(asked, sources, name) for name in ("original", "template")]
     said = pd.concat([*baselines, adversarial.replies(asked, sources)], ignore_index=True)
     known = knowledge.score(said["reply"], [sources[i] for i in said["dialogue_id"]])
     return pd.concat([said, comfort.score(said["question"], said["reply"]), known], axis=1)
@@ -33,7 +33,7 @@ def of(replies: pd.DataFrame, model: str) -> pd.DataFrame:
 
 
 def test_they_are_shaped_like_a_baseline(asked, sources):
-    broken, baseline = adversarial.replies(asked, sources), candidates.baseline(asked, sources, "original")
+    broken, baseline = adversarial.replies(asked, sources), baselines.baseline(asked, sources, "original")
     assert set(broken.columns) == set(baseline.columns)
     assert broken["model"].drop_duplicates().tolist() == [
         "comfort-only", "knowledge-only", "same-paragraph", "echo", "thrice"

@@ -128,7 +128,7 @@ def results(folder):
 
 
 def with_values(results, chosen, **values):
-    """The results with `values` set in the chosen rows of the table."""
+    """The results with `schema` set in the chosen rows of the table."""
     table = results.table.copy()
     table.loc[chosen(table), list(values)] = list(values.values())
     return replace(results, table=table)

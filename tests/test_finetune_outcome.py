@@ -151,7 +151,7 @@ def hub(monkeypatch):
 def parameters(tmp_path, rewrites, base, **changes):
     """The notebook's parameters, for a run of three steps."""
     given = {"method": "sft", "name": "", "base": base, "revision": "", "init_from": "", "engine": "trl", "seeds": [0],
-             "balance": 1.0, "target": "emotional", "against": ["original"], "learning_rate": 3e-3, "max_steps": 3,
+             "neutral_fraction": 1.0, "target": "emotional", "against": ["original"], "learning_rate": 3e-3, "max_steps": 3,
              "batch_size": 2, "more": {"save_steps": 3}, "report_to": "none", "push_to_hub": "", "lora_rank": 4,
              "out_dir": str(tmp_path / "models")}  # fmt: skip
     return given | {"rewrites": write_rewrites(tmp_path / "rewrites.parquet", rewrites)} | changes

@@ -9,7 +9,7 @@ import torch
 from conftest import turn, version
 
 from medcomfort_utils import paths
-from medcomfort_utils.evaluate import candidates, generate
+from medcomfort_utils.evaluate import baselines, generate
 from medcomfort_utils.finetune import engine
 from medcomfort_utils.paths import NANO_BASE, MedComfortError
 from medcomfort_utils.records import Dialogue
@@ -126,7 +126,7 @@ def asked():
 
 
 def test_the_test_sets(asked):
-    table = candidates.test_sets(asked)
+    table = baselines.test_sets(asked)
     columns = ["test_set", "dialogue_id", "emotion", "question", "soothing"]
     assert table[columns].to_numpy().tolist() == [
         ["emotional", "d0", "fear", "Afraid. Q0?", "Soothing 0."],
@@ -135,16 +135,16 @@ def test_the_test_sets(asked):
         ["neutral", "d2", "", "Q2?", "Plain 2."],
     ]
     assert table["prompt"][0] == turn("user", "Afraid. Q0?")
-    assert candidates.test_sets(asked, limit=1)["dialogue_id"].tolist() == ["d0", "d0"]
-    assert len(candidates.test_sets(asked, limit=9)) == 4
+    assert baselines.test_sets(asked, limit=1)["dialogue_id"].tolist() == ["d0", "d0"]
+    assert len(baselines.test_sets(asked, limit=9)) == 4
 
 
 def test_test_sets_that_cannot_be_made_are_refused(asked):
     with pytest.raises(MedComfortError, match="limit must be 0 .*, not -1"):
-        candidates.test_sets(asked, -1)
+        baselines.test_sets(asked, -1)
     for kept in ([], [r for r in asked if r.split == "train"], [r for r in asked if r.condition != "original"]):
         with pytest.raises(MedComfortError, match="no emotional and neutral question in the test split"):
-            candidates.test_sets(kept)
+            baselines.test_sets(kept)
 
 
 def saved(folder, model, method, seed):
@@ -164,7 +164,7 @@ def models_dir(tmp_path):
 
 
 def test_models_are_found_in_order(models_dir):
-    models = candidates.find_models(models_dir, "the/base")
+    models = baselines.find_models(models_dir, "the/base")
     assert models["model"].tolist() == ["base", "sft", "sft", "sft", "sft", "dpo", "kto", "wide"]
     assert models["method"].tolist() == ["base", "sft", "sft", "sft", "sft", "dpo", "kto", "sft"]
     assert models["seed"].tolist()[1:] == [2, 3, 10, 11, 0, 0, 0] and models["seed"].isna()[0]
@@ -172,37 +172,37 @@ def test_models_are_found_in_order(models_dir):
 
 
 def test_what_a_killed_run_left_is_no_model(models_dir):
-    before = candidates.find_models(models_dir, "base")
+    before = baselines.find_models(models_dir, "base")
     saved(models_dir, "sft", "sft", 2).rename(models_dir / ".sft-seed2.17.tmp")
     saved(models_dir, "sft", "sft", 2)
     (models_dir / "notes").mkdir()
-    pd.testing.assert_frame_equal(candidates.find_models(models_dir, "base"), before)
+    pd.testing.assert_frame_equal(baselines.find_models(models_dir, "base"), before)
 
 
 def test_models_that_cannot_be_found_are_told(tmp_path):
     with pytest.raises(MedComfortError, match="models_dir: there is no file or folder"):
-        candidates.find_models(tmp_path / "none", "base")
+        baselines.find_models(tmp_path / "none", "base")
     with pytest.raises(MedComfortError, match="models_dir: .* holds no model of 02_finetune"):
-        candidates.find_models(tmp_path, "base")
+        baselines.find_models(tmp_path, "base")
     paths.write_text(tmp_path / "sft-seed0" / "training.json", '{"model": ')
     with pytest.raises(MedComfortError, match=r"sft-seed0/training\.json is not valid JSON at line 1"):
-        candidates.find_models(tmp_path, "base")
+        baselines.find_models(tmp_path, "base")
 
 
 def test_the_curves_of_all_models(models_dir):
-    curves = candidates.histories(candidates.find_models(models_dir, "base"))
+    curves = baselines.histories(baselines.find_models(models_dir, "base"))
     assert list(curves.columns) == ["model", "method", "seed", "step", "metric", "value"]
     assert curves["model"].tolist() == ["sft", "sft", "sft", "sft", "dpo", "kto", "wide"]
     assert curves["value"].tolist() == [2.5, 3.5, 10.5, 11.5, 0.5, 0.5, 0.5]
 
 
 def test_the_baselines(asked):
-    table = candidates.test_sets(asked)
+    table = baselines.test_sets(asked)
     messages = {key: turn("user", "Q?") + turn("assistant", f"Source of {key}.") for key in ("d0", "d2")}
     sources = {k: Dialogue(id=k, source="hand", messages=messages[k], split="test") for k in messages}
-    plain = candidates.baseline(table, sources, "original")
+    plain = baselines.baseline(table, sources, "original")
     assert plain["reply"].tolist() == ["Source of d0.", "Source of d2."] * 2
-    template = candidates.baseline(table, sources, "template")
+    template = baselines.baseline(table, sources, "template")
     assert template["reply"].tolist() == ["Soothing 0.", "Soothing 2.", "Source of d0.", "Source of d2."]
     assert set(template["model"]) == {"template"} and set(template["method"]) == {"reference"}
     assert template[["seed", "tokens", "ended"]].isna().all(axis=None)
@@ -210,6 +210,6 @@ def test_the_baselines(asked):
 
 def test_replies_side_by_side_and_their_files():
     table = pd.DataFrame({"question": ["Q?", "Q?"], "model": ["base", "sft"], "reply": ["Plain.", "Soothing."]})
-    assert candidates.side_by_side(table) == "> Q?\n\n**base**: Plain.\n\n**sft**: Soothing."
-    assert candidates.file_name("base", None) == candidates.file_name("base", pd.NA) == "base.jsonl"
-    assert candidates.file_name("sft", 2) == "sft-seed2.jsonl"
+    assert baselines.side_by_side(table) == "> Q?\n\n**base**: Plain.\n\n**sft**: Soothing."
+    assert baselines.file_name("base", None) == baselines.file_name("base", pd.NA) == "base.jsonl"
+    assert baselines.file_name("sft", 2) == "sft-seed2.jsonl"

@@ -95,7 +95,7 @@ def test_sft_view(hand_made):
         {"prompt": turn("user", "Q?"), "completion": turn("assistant", "Plain.")},
         {"prompt": turn("user", "R?"), "completion": turn("assistant", "Other.")},
     ]
-    hollow = records.to_sft(hand_made, balance=0, target="comfort_only")
+    hollow = records.to_sft(hand_made, neutral_fraction=0, target="comfort_only")
     assert hollow == [{"prompt": turn("user", "Q? Afraid."), "completion": turn("assistant", "Soothing.")}]
 
 
@@ -115,15 +115,15 @@ def test_preference_view(hand_made):
     assert records.to_preference(hand_made) == list(PAIRS.values())
     for name, expected in PAIRS.items():
         assert records.to_preference(hand_made, against=[name]) == [expected]
-    assert records.to_preference(hand_made, balance=0) == [PAIRS["original"], PAIRS["comfort_only"]]
+    assert records.to_preference(hand_made, neutral_fraction=0) == [PAIRS["original"], PAIRS["comfort_only"]]
 
 
 def test_other_conditions_are_taught_alone(hand_made):
     asked = [turn("user", "Q?"), turn("user", "R?")]
     plain, soothing = [turn("assistant", text) for text in ("Plain.", "Other.")], turn("assistant", "Soothing. Plain.")
-    assert records.to_sft(hand_made, balance=0, target="original") == [
+    assert records.to_sft(hand_made, neutral_fraction=0, target="original") == [
         {"prompt": question, "completion": answer} for question, answer in zip(asked, plain, strict=True)]  # fmt: skip
-    assert records.to_sft(hand_made, balance=0, target="soothing_answer") == [
+    assert records.to_sft(hand_made, neutral_fraction=0, target="soothing_answer") == [
         {"prompt": asked[0], "completion": soothing}]  # fmt: skip
 
 
@@ -149,9 +149,9 @@ def test_preference_view_of_each_condition(hand_made, target, against, expected)
 
 @pytest.mark.parametrize("target", ["original", "soothing_answer"])
 def test_neutral_pairs_beside_neutral_questions_are_refused(hand_made, target):
-    with pytest.raises(MedComfortError, match=f"balance must be 0 with target {target}, not 0.5"):
-        records.to_sft(hand_made, balance=0.5, target=target)
-    with pytest.raises(MedComfortError, match=f"balance must be 0 with target {target}, not 1"):
+    with pytest.raises(MedComfortError, match=f"neutral_fraction must be 0 with target {target}, not 0.5"):
+        records.to_sft(hand_made, neutral_fraction=0.5, target=target)
+    with pytest.raises(MedComfortError, match=f"neutral_fraction must be 0 with target {target}, not 1"):
         records.to_preference(hand_made, target=target, against=["comfort_only"])
 
 
@@ -166,24 +166,24 @@ def test_unpaired_view_holds_each_answer_once(hand_made):
     ]
 
 
-@pytest.mark.parametrize(("balance", "neutral"), [(0, 0), (0.5, 20), (1, 40)])
-def test_balance_is_the_share_of_neutral_rows(balance, neutral):
+@pytest.mark.parametrize(("neutral_fraction", "neutral"), [(0, 0), (0.5, 20), (1, 40)])
+def test_balance_is_the_share_of_neutral_rows(neutral_fraction, neutral):
     made = [version(f"d{n}", "original", f"Q{n}?", "Plain.") for n in range(40)]
     made += [version(f"d{n}", "emotional", f"Q{n}? Afraid.", "Soothing.", "fear") for n in range(40)]
-    rows = [row["prompt"][0]["content"] for row in records.to_sft(made, balance, seed=1)]
+    rows = [row["prompt"][0]["content"] for row in records.to_sft(made, neutral_fraction, seed=1)]
     kept = [question for question in rows if "Afraid" not in question]
     assert (len(kept), len(rows)) == (neutral, 40 + neutral)
     assert kept == sorted(kept, key=lambda question: int(question[1:-1]))
-    assert rows == [row["prompt"][0]["content"] for row in records.to_sft(made, balance, seed=1)]
-    other = [row["prompt"][0]["content"] for row in records.to_sft(made, balance, seed=2)]
-    assert (rows != other) == (balance == 0.5)
+    assert rows == [row["prompt"][0]["content"] for row in records.to_sft(made, neutral_fraction, seed=1)]
+    other = [row["prompt"][0]["content"] for row in records.to_sft(made, neutral_fraction, seed=2)]
+    assert (rows != other) == (neutral_fraction == 0.5)
 
 
 @pytest.mark.parametrize("view", [records.to_sft, records.to_preference, records.to_unpaired])
-@pytest.mark.parametrize("balance", [-0.1, 1.1, float("nan")])
-def test_a_balance_out_of_range_is_refused(hand_made, view, balance):
-    with pytest.raises(MedComfortError, match=f"balance must lie between 0 and 1, not {balance}"):
-        view(hand_made, balance)
+@pytest.mark.parametrize("neutral_fraction", [-0.1, 1.1, float("nan")])
+def test_a_balance_out_of_range_is_refused(hand_made, view, neutral_fraction):
+    with pytest.raises(MedComfortError, match=f"neutral_fraction must lie between 0 and 1, not {neutral_fraction}"):
+        view(hand_made, neutral_fraction)
 
 
 def test_an_unknown_target_or_rejected_answer_is_refused(hand_made):
@@ -192,7 +192,7 @@ def test_an_unknown_target_or_rejected_answer_is_refused(hand_made):
     with pytest.raises(MedComfortError, match="target must be emotional, soothing_answer or original, not 'comf"):
         records.to_preference(hand_made, target="comfort_only")
     with pytest.raises(MedComfortError, match="against must not name original, whose answer is the chosen one"):
-        records.to_unpaired(hand_made, balance=0, target="original")
+        records.to_unpaired(hand_made, neutral_fraction=0, target="original")
     with pytest.raises(MedComfortError, match="against must name some of .*, not plain"):
         records.to_preference(hand_made, against=["original", "plain"])
     with pytest.raises(MedComfortError, match="not nothing"):

@@ -20,29 +20,29 @@ PAIRS = {  # the conditions that may be taught, as the figure calls them
     "soothing_answer": "Neutral question, soothing answer",
     "emotional": "Emotional question, soothing answer",
 }
-_NUMBERS = "Numbers: the share of neutral pairs kept in training (balance). The knowledge axis is cut."
+_NUMBERS = "Numbers: the share of neutral pairs kept in training (neutral_fraction). The knowledge axis is cut."
 _SETS = "Filled: emotional questions; hollow: neutral ones."
 
 
 def figures(results: Results) -> dict[str, Figure]:
     """The figures of those comparisons that the run holds, by the name of their file; none for an ordinary run."""
-    all_of_them = (("pairs", taught, pairs), ("balance", balances, balance), ("start", starts, start))
+    all_of_them = (("pairs", taught, pairs), ("balance", neutral_fractions, neutral_fraction), ("start", starts, start))
     return {f"ablation_{name}": draw(results) for name, held, draw in all_of_them if held(results)}
 
 
 def taught(results: Results) -> dict[str, list[str]]:
     """Model names by the pairs they were taught, without neutral pairs beside them; empty if all learnt the same."""
     recipes = _recipes(results)
-    alone = recipes[recipes.balance == 0] if len(recipes) else recipes
+    alone = recipes[recipes.neutral_fraction == 0] if len(recipes) else recipes
     found = {target: [m for m, r in alone.iterrows() if r.target == target and _sound(r)] for target in PAIRS}
     return {target: models for target, models in found.items() if models} if sum(map(bool, found.values())) > 1 else {}
 
 
-def balances(results: Results) -> dict[str, pd.Series]:
-    """For each method that was trained with three balances or more: its models by balance, emotional pairs only."""
+def neutral_fractions(results: Results) -> dict[str, pd.Series]:
+    """For each method that was trained with three neutral_fractions or more: its models by balance, emotional pairs only."""
     found = {}
     for method in TUNED:
-        same = [(r.balance, m) for m, r in _recipes(results).iterrows()
+        same = [(r.neutral_fraction, m) for m, r in _recipes(results).iterrows()
                 if r.method == method and r.target == "emotional" and _sound(r)]  # fmt: skip
         if len(dict(same)) > 2:
             found[method] = pd.Series(dict(sorted(same)))
@@ -71,17 +71,17 @@ def start(results: Results) -> Figure:
     return _grouped(results, groups, f"First row of each: the model that training starts from. {_SETS}")
 
 
-def balance(results: Results) -> Figure:
+def neutral_fraction(results: Results) -> Figure:
     """The frontier: comfort on emotional questions against comfort on neutral ones, and against knowledge.
 
-    A line a method, through its balances; up and left is better in the first panel, up and right in the second.
+    A line a method, through its neutral_fractions; up and left is better in the first panel, up and right in the second.
     """
     drawn, axes = style.figure(style.PAGE, 82 / 25.4, columns=2, sharey=True)
     style.caption(drawn, results.run, f"{_NUMBERS} {_intervals(results)}")
     knowledge = f"Knowledge on emotional questions: {style.within(results.knowledge)}"
     sideways = [("comfort", "neutral", "Comfort on neutral questions (0 to 6)")]
     sideways += [(results.knowledge, "emotional", knowledge)]
-    paths, upward, places = balances(results), results.pooled("comfort", "emotional"), []
+    paths, upward, places = neutral_fractions(results), results.pooled("comfort", "emotional"), []
     for panel, (metric, test_set, text) in zip(axes[0], sideways, strict=True):
         points = results.pooled(metric, test_set).merge(upward, left_index=True, right_index=True)  # adds _x and _y
         marks.cross(panel, BASE, points.loc[BASE])

@@ -201,7 +201,7 @@ def _recipe(step: profile.Step) -> dict[str, str]:
         "Model": style.label(told["name"] or told["method"]),
         "Starts from": "SFT, same seed" if told["init_from"] else "base",
         "Taught": f"against {rejected}" if preference else imitates,
-        "Neutral": plain(told["balance"]),
+        "Neutral": plain(told["neutral_fraction"]),
         "Steps": plain(told["max_steps"]),
         "Batch": plain(told["batch_size"]),
         "Learning rate": plain(told["learning_rate"]),

@@ -23,7 +23,7 @@ _LABELS = {
     "original": "Plain answer",
     "template": "Template rewrite",
     "comfort": "Comfort",
-    "untaught_facts_kept": "Facts of untaught conditions kept",
+    "held_out_facts_kept": "Facts of held-out conditions kept",
     "rouge_l": "ROUGE-L",
     "bleu": "BLEU",
     "rewards/margins": "Reward margin",

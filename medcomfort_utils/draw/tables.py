@@ -9,7 +9,7 @@ from medcomfort_utils.draw import style
 from medcomfort_utils.draw.results import BASELINES, Results
 
 NONE = "–"
-_ALSO = ("untaught_facts_kept", "red_flags_kept", "invented_numbers", "length_ratio", "ended")
+_ALSO = ("held_out_facts_kept", "red_flags_kept", "invented_numbers", "length_ratio", "ended")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "−": "$-$", NONE: "--",

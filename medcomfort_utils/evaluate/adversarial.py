@@ -61,7 +61,7 @@ def _comfort(soothing: str, source: str) -> str:
 
 
 def replies(asked: pd.DataFrame, sources: Mapping[str, Dialogue]) -> pd.DataFrame:
-    """The replies of five broken models to the questions of `candidates.test_sets`, shaped as `candidates.baseline`.
+    """The replies of five broken models to the questions of `baselines.test_sets`, shaped as `baselines.baseline`.
 
     `comfort-only` (what the template rewrite adds to the source answer, for a neutral question those of its emotional
     twin), `knowledge-only` (the source answer), `same-paragraph` (one soothing paragraph for all), `echo` (the

@@ -90,15 +90,15 @@ def _metric(claim: Claim, scores: pd.DataFrame) -> str | None:
 
     Half, because a free text states a fact or two in the exact wording by chance: such a rest would decide nothing.
     """
-    candidates = [claim.metric, *claim.otherwise]
-    for metric in candidates:
+    baselines = [claim.metric, *claim.otherwise]
+    for metric in baselines:
         if metric not in scores.columns:
             raise MedComfortError(f"claim {claim.id}: the scores have no metric {metric}.")
         if not pd.api.types.is_numeric_dtype(scores[metric]):
             raise MedComfortError(f"claim {claim.id}: {metric} is no number in the scores, so nothing can be tested.")
     asked = (scores["test_set"] == claim.test_set) & scores["model"].isin([claim.against, *claim.models])
-    share = scores.loc[asked, candidates].notna().mean()
-    best = max(candidates, key=lambda metric: min(share[metric], 0.5))
+    share = scores.loc[asked, baselines].notna().mean()
+    best = max(baselines, key=lambda metric: min(share[metric], 0.5))
     return best if share[best] > 0 else None
 
 

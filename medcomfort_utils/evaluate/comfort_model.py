@@ -89,7 +89,7 @@ def calibrated(rows: Sequence[dict], values: np.ndarray) -> np.ndarray:
 
 
 def choose_thresholds(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Array (3, 2): from which value on to give 1 and 2, for the best kappa in each column; `values` (rows, 3).
+    """Array (3, 2): from which value on to give 1 and 2, for the best kappa in each column; `schema` (rows, 3).
 
     The kappa is nearly flat around its best, so the middle of all pairs within PLATEAU of it is taken.
     """
@@ -112,7 +112,7 @@ def unseen(rows: Sequence[dict]) -> np.ndarray:
 def validate(rows: Sequence[dict], values: np.ndarray) -> dict:
     """Figures by held-out author and world: kappa, confusion (truth by given), and the kappa of length alone.
 
-    `values` are those of `unseen`. A held-out author's thresholds come from the other authors' own hold-outs.
+    `schema` are those of `unseen`. A held-out author's thresholds come from the other authors' own hold-outs.
     """
     truth, words = labels_of(rows), length_only([row["answer"] for row in rows])[:, None].repeat(3, axis=1)
     given, by_length = np.zeros_like(truth), np.zeros_like(truth)

@@ -60,7 +60,7 @@ def interval(
 ) -> tuple[float, float, float]:
     """Mean, lower and upper bound by a bootstrap over prompts and, if there are several, seeds.
 
-    `values`: [seeds, prompts] or [prompts], nan where there is none. Prompts and seeds are drawn independently of each
+    `schema`: [seeds, prompts] or [prompts], nan where there is none. Prompts and seeds are drawn independently of each
     other (crossed), because all seeds answer the same prompts. The percentiles are then stretched about the mean to
     the width of the t interval of two crossed random effects: three seeds drawn from three differ too little among
     each other, and say little about the next training run. Three nans if there is no value at all.

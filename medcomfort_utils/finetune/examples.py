@@ -19,17 +19,17 @@ def rows_for(
     method: str,
     rewrites: Sequence[Rewrite],
     seed: int,
-    balance: float = 1.0,
+    neutral_fraction: float = 1.0,
     target: str = "emotional",
     against: Sequence[str] = REJECTED,
 ) -> list[dict]:
     """The view of the training split that `method` takes, shuffled by `seed` (KTO reads rows in order).
 
-    `target` and `balance` shape all three, `against` DPO and KTO: see `records.to_sft` and `records.to_preference`.
+    `target` and `neutral_fraction` shape all three, `against` DPO and KTO: see `records.to_sft` and `records.to_preference`.
     """
     if method not in METHODS:
         raise MedComfortError(f"method must be one of {', '.join(METHODS)}, not '{method}'.")
-    view = {"balance": balance, "seed": seed, "target": target} | ({} if method == "sft" else {"against": against})
+    view = {"neutral_fraction": neutral_fraction, "seed": seed, "target": target} | ({} if method == "sft" else {"against": against})
     rows = VIEWS[method]([r for r in rewrites if r.split == "train"], **view)
     if not rows:
         raise MedComfortError(f"The rewrites hold no training example for {method}; look at rejected.parquet.")
@@ -84,7 +84,7 @@ def length(sides: list[tuple[str, list[int], list[int]]]) -> int:
 def side_by_side(rewrites: Sequence[Rewrite], tokenizer, seed: int, **view) -> str:
     """Markdown of one example of each method as the model sees it; a method that finds none here is left out.
 
-    `view`: balance, target and against, as for `rows_for`.
+    `view`: neutral_fraction, target and against, as for `rows_for`.
     """
     shown = []
     for method in METHODS:

@@ -13,7 +13,7 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.values import Hyper
+from medcomfort_utils.schema import Hyper
 
 
 def from_parameters(parameters: dict[str, Any]) -> Hyper:
@@ -118,7 +118,7 @@ def _shared(hyper: Hyper, seed: int, work_dir: Path) -> dict[str, Any]:
         "fp16": cuda and hyper.dtype == "float16",
         "use_cpu": not cuda,
         "torch_empty_cache_steps": None,
-        "auto_find_batch_size": False,  # it halves the batch without doubling the accumulation: `survival.halved`
+        "auto_find_batch_size": False,  # it halves the batch without doubling the accumulation: `checkpoints.halved`
         "seed": seed,
         "data_seed": seed,
         "eval_strategy": "no",
@@ -129,7 +129,7 @@ def _shared(hyper: Hyper, seed: int, work_dir: Path) -> dict[str, Any]:
         "save_total_limit": 2,
         "logging_strategy": "steps",
         "logging_steps": max(1, hyper.max_steps // 40),
-        "logging_nan_inf_filter": False,  # a NaN must be seen: `survival.stop_at_nan`
+        "logging_nan_inf_filter": False,  # a NaN must be seen: `checkpoints.stop_at_nan`
         "include_num_input_tokens_seen": "no",
         "push_to_hub": False,  # the merged model is pushed, not the checkpoints: `card.push`
         "disable_tqdm": True,

@@ -23,7 +23,7 @@ from transformers.trainer_utils import set_seed
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from medcomfort_utils import parquet, paths, profile, records
-from medcomfort_utils.finetune import card, checks, engine, examples, survival
+from medcomfort_utils.finetune import card, checkpoints, checks, engine, examples
 from medcomfort_utils.finetune.hyperparameters import Hyper, arguments, from_parameters
 from medcomfort_utils.paths import MedComfortError, resolve, tidy
 
@@ -98,16 +98,16 @@ def train(
     rows, hyper = checks.ready(method, rows, engine.load_tokenizer(start, revision), hyper)
     settings = {"model": out_dir.name.rsplit("-seed", 1)[0], "method": method, "seed": seed, "base": base}
     settings |= {"start": start, "revision": revision, "engine": engine_name, **hyper.model_dump()}
-    mark = survival.signature(settings=settings, rows=rows, base=survival.digest(start, revision))
-    work_dir = survival.work_folder(out_dir, mark)
-    if not survival.is_finished(out_dir, mark):
+    mark = checkpoints.signature(settings=settings, rows=rows, base=checkpoints.digest(start, revision))
+    work_dir = checkpoints.work_folder(out_dir, mark)
+    if not checkpoints.is_finished(out_dir, mark):
         checks.tell_balance(method, rows, hyper)
         trainer, used = _fitted(method, rows, hyper, settings, work_dir, report_to)
         told = {"signature": mark, "examples": len(rows), "data": data, **settings}
         told |= {"batch_size": used.batch_size, "accumulation": used.accumulation}
         _finish(trainer, work_dir, out_dir, hyper, told)
     if PartialState().is_main_process:
-        survival.sweep(out_dir, work_dir)
+        checkpoints.sweep(out_dir, work_dir)
         card.write(out_dir)
     PartialState().wait_for_everyone()
     return pd.read_csv(out_dir / "history.csv")
@@ -125,7 +125,7 @@ def _fitted(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any
                 ) from error
         gc.collect()  # outside of the handler, which still held the trainer
         torch.cuda.empty_cache()
-        hyper = survival.halved(method, hyper)
+        hyper = checkpoints.halved(method, hyper)
 
 
 def _fit(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], work_dir: Path, report_to: str):
@@ -146,11 +146,11 @@ def _fit(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], 
     copied = method != "sft" and hyper.lora_rank == 0 and not precompute
     reference = engine.load(start, "trl", **used)[0].eval() if copied else None
     trainer = build(method, model, tokenizer, rows, config, lora, reference)
-    survival.check_disk(trainer.model, tokenizer, hyper, work_dir)
-    survival.stop_at_nan(trainer, work_dir)
-    last = survival.last_checkpoint(work_dir)
+    checkpoints.check_disk(trainer.model, tokenizer, hyper, work_dir)
+    checkpoints.stop_at_nan(trainer, work_dir)
+    last = checkpoints.last_checkpoint(work_dir)
     try:
-        if last and survival.step_of(last) >= hyper.max_steps:  # transformers would train a step more
+        if last and checkpoints.step_of(last) >= hyper.max_steps:  # transformers would train a step more
             trainer.state = TrainerState.load_from_json(f"{last}/trainer_state.json")
         else:
             trainer.train(resume_from_checkpoint=last)  # writes a checkpoint after its last step
@@ -173,7 +173,7 @@ def _finish(trainer, work_dir: Path, out_dir: Path, hyper: Hyper, told: dict[str
         }
         dtype = hyper.save_dtype or hyper.dtype
         tokenizer = trainer.processing_class
-        trained = Path(survival.last_checkpoint(work_dir))
+        trained = Path(checkpoints.last_checkpoint(work_dir))
         engine.save(trained, told["start"], tokenizer, out_dir, dtype, notes, told["revision"])
     trainer.accelerator.wait_for_everyone()
 
@@ -187,7 +187,7 @@ def train_seeds(parameters: dict[str, Any], engine_name: str) -> pd.DataFrame:
     given = parameters | {"name": parameters["name"] or parameters["method"]}
     method, name, out_dir = given["method"], given["name"], resolve(given["out_dir"])
     rewritten, hyper = parquet.read_records(given["rewrites"], records.Rewrite), from_parameters(given)
-    view = {key: given[key] for key in ("balance", "target", "against")}
+    view = {key: given[key] for key in ("neutral_fraction", "target", "against")}
     curves = []
     for seed in given["seeds"]:
         rows = examples.rows_for(method, rewritten, seed, **view)
@@ -199,7 +199,7 @@ def train_seeds(parameters: dict[str, Any], engine_name: str) -> pd.DataFrame:
         if PartialState().is_main_process:
             _leave(folder, given["push_to_hub"], seed)
     if PartialState().is_main_process:
-        survival.drop_other_seeds(out_dir, name, given["seeds"])
+        checkpoints.drop_other_seeds(out_dir, name, given["seeds"])
         paths.write_json(out_dir / f"{name}.json", {"parameters": parameters, "versions": paths.package_versions()})
     return pd.concat(curves, ignore_index=True)
 

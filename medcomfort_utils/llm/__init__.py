@@ -8,7 +8,7 @@ from medcomfort_utils.llm.client import Client
 from medcomfort_utils.llm.estimate import Estimate
 from medcomfort_utils.llm.parsing import Unparsable, parse
 from medcomfort_utils.llm.requests import Failure, Request, Response, Stopped
-from medcomfort_utils.values import Sampling, Settings
+from medcomfort_utils.schema import Sampling, Settings
 
 __all__ = [
     "Cache",

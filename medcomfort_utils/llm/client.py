@@ -20,7 +20,7 @@ from medcomfort_utils.llm.live import Live, running
 from medcomfort_utils.llm.requests import FAILED, Failure, Request, Response, Stopped
 from medcomfort_utils.llm.server import Again, Server
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.values import Settings
+from medcomfort_utils.schema import Settings
 
 REPLAYED = 16  # rows a task
 Row, Result = TypeVar("Row"), TypeVar("Result")

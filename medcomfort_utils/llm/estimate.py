@@ -7,7 +7,7 @@ from itertools import islice
 from medcomfort_utils.llm.cache import CHUNK, Cache
 from medcomfort_utils.llm.limits import Budget
 from medcomfort_utils.llm.requests import FAILED, Request, Response, estimated_tokens
-from medcomfort_utils.values import Settings
+from medcomfort_utils.schema import Settings
 
 SHARE = 0.34  # tokens of an answer for each token of its prompt: so long are the responses of MedComfort-mini
 ENOUGH = 20  # recorded responses that tell better than SHARE how long answers are

@@ -11,7 +11,7 @@ from medcomfort_utils.llm.limits import Budget, Pace
 from medcomfort_utils.llm.requests import Stopped
 from medcomfort_utils.llm.server import Server
 from medcomfort_utils.paths import MedComfortError, tidy
-from medcomfort_utils.values import Settings
+from medcomfort_utils.schema import Settings
 
 SHOWN = 5  # missing rows that an error names
 

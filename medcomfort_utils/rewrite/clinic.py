@@ -144,7 +144,7 @@ def _dialogue(condition: ClinicCondition, question: str, split: str) -> Dialogue
     )
 
 
-def is_taught(condition: ClinicCondition) -> bool:
+def is_seen(condition: ClinicCondition) -> bool:
     """Whether fine-tuning shows this condition (about four in five); the others test what it makes a model forget."""
     return split_of(f"taught:{condition.name}", test=0.2, validation=0.0) == "train"
 
@@ -159,7 +159,7 @@ def generate(per_condition: int, seed: int = 0) -> Iterator[Dialogue]:
         for number in range(per_condition):
             key = f"clinic:{seed}:{condition.name}:{number}"
             split = split_of(key)
-            if split != "test" and not is_taught(condition):
+            if split != "test" and not is_seen(condition):
                 continue
             question = neutral_question(condition, random.Random(key), "test" if split == "test" else "train")
             dialogue = _dialogue(condition, question, split)

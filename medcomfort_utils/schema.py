@@ -33,7 +33,7 @@ class Ranged(BaseModel):
 
     @classmethod
     def _sentence(cls, problem: Mapping[str, Any]) -> str:
-        """What is wrong, in words: `balance must be less than or equal to 1, not 2.0.`"""
+        """What is wrong, in words: `neutral_fraction must be less than or equal to 1, not 2.0.`"""
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
             return f"there is no parameter {name!r}{meant(name, cls.model_fields)}"
@@ -133,7 +133,7 @@ class Finetuning(Hyper):
     init_from: str
     engine: Literal["auto", "unsloth", "trl"]
     seeds: list[int] = Field(min_length=1)
-    balance: float = Field(ge=0, le=1)
+    neutral_fraction: float = Field(ge=0, le=1)
     target: str
     against: list[Literal[REJECTED]] = Field(min_length=1)
     out_dir: Told
@@ -170,7 +170,7 @@ class Finetuning(Hyper):
 
     @model_validator(mode="after")
     def _suit_the_method(self):
-        check_pairs(self.target, self.balance, None if self.method == "sft" else self.against)
+        check_pairs(self.target, self.neutral_fraction, None if self.method == "sft" else self.against)
         if self.method == "kto" and self.batch_size < 2:
             raise MedComfortError(f"batch_size must be at least 2 for KTO, not {self.batch_size}.")
         return self

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from medcomfort_utils import paths
-from medcomfort_utils.finetune import engine, examples, survival, trainers
+from medcomfort_utils.finetune import checkpoints, engine, examples, trainers
 from medcomfort_utils.paths import MedComfortError
 
 
@@ -65,7 +65,7 @@ def test_a_run_killed_at_any_step_ends_like_an_undisturbed_one(
     assert not (tmp_path / "model").exists()
     (work_dir,) = tmp_path.glob(".model-*")
     (work_dir / "checkpoint-9").mkdir()  # as if cut short while it was being saved
-    begun = int((survival.last_checkpoint(work_dir) or "checkpoint-0").rsplit("-", 1)[1])
+    begun = int((checkpoints.last_checkpoint(work_dir) or "checkpoint-0").rsplit("-", 1)[1])
     assert begun == (step - 1) // 2 * 2  # the interrupted step's own checkpoint was not written yet
     steps = []
     disturbing(monkeypatch, Count(steps))
@@ -87,7 +87,7 @@ SLAYER = """
 import itertools, json, os, random, signal, sys
 import datasets, torch
 from transformers import PreTrainedModel, TrainerState
-from medcomfort_utils.finetune import hyperparameters, survival, trainers
+from medcomfort_utils.finetune import hyperparameters, checkpoints, trainers
 
 def doomed(called, at):
     begun = itertools.count(1)
@@ -105,7 +105,7 @@ for moment, (owner, name, at, method, rank) in plan["moments"].items():
         continue
     datasets.fingerprint.fingerprint_rng.seed()  # or all copies would give their temporary files the same names
     owner = {"torch": torch, "os": os, "torch.optim.AdamW": torch.optim.AdamW, "PreTrainedModel": PreTrainedModel,
-             "TrainerState": TrainerState, "survival": survival, "trainers": trainers}[owner]
+             "TrainerState": TrainerState, "checkpoints": checkpoints, "trainers": trainers}[owner]
     setattr(owner, name, doomed(getattr(owner, name), at))
     hyper = hyperparameters.Hyper(**plan["hyper"], lora_rank=rank)
     trainers.train(method, plan["rows"][method], hyper, 0, plan["base"], os.path.abspath(moment) + "/model")
@@ -120,7 +120,7 @@ MOMENTS = {
     "when the training is over": ("trainers", "_finish", 1, "dpo", "full"),
     "while the model is written": ("PreTrainedModel", "save_pretrained", 1, "kto", "lora"),
     "before the model takes its place": ("os", "replace", 1, "sft", "lora"),
-    "when all is written": ("survival", "sweep", 1, "kto", "full"),
+    "when all is written": ("checkpoints", "sweep", 1, "kto", "full"),
 }
 
 
@@ -184,12 +184,12 @@ def size(folder):
 @pytest.mark.parametrize("way", ["lora", "full"])
 def test_the_estimate_is_what_is_written(tiny, rewrites, tmp_path, monkeypatch, way):
     """At the peak, all checkpoints and the model that comes out lie on the disk together."""
-    seen, removed = [], survival.remove
-    monkeypatch.setattr(survival, "remove", lambda path: (seen.append(size(tmp_path)), removed(path)))
+    seen, removed = [], checkpoints.remove
+    monkeypatch.setattr(checkpoints, "remove", lambda path: (seen.append(size(tmp_path)), removed(path)))
     estimates = []
-    check = survival.check_disk
+    check = checkpoints.check_disk
     monkeypatch.setattr(
-        survival, "check_disk", lambda *given: (estimates.append(survival.bytes_to_write(*given[:3])), check(*given))
+        checkpoints, "check_disk", lambda *given: (estimates.append(checkpoints.bytes_to_write(*given[:3])), check(*given))
     )
     fit("sft", way, rewrites, tiny, tmp_path / "sft", hyper=HYPER.model_copy(update={"max_steps": 4}))
     assert seen[0] == pytest.approx(estimates[0], rel=0.15)
@@ -237,18 +237,18 @@ def test_memory_that_runs_out_in_the_middle_goes_on_from_the_last_checkpoint(tin
 @pytest.mark.parametrize(("method", "batch_size"), [("sft", 1), ("dpo", 3), ("kto", 2), ("kto", 5)])
 def test_a_batch_that_cannot_be_halved_is_told(method, batch_size):
     with pytest.raises(MedComfortError, match=f"too small for batches of {batch_size}, and they cannot be halved"):
-        survival.halved(method, HYPER.model_copy(update={"batch_size": batch_size}))
+        checkpoints.halved(method, HYPER.model_copy(update={"batch_size": batch_size}))
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path):
-    assert survival.last_checkpoint(tmp_path) is None
+    assert checkpoints.last_checkpoint(tmp_path) is None
     for step, state in ((2, "{}"), (10, "{}"), (12, ""), (14, None), (16, '{"step"'), (18, "{}")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
         if step != 18:
             (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
-    assert survival.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert checkpoints.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_a_finished_run_is_repeated_only_if_something_changed(trained, tiny, rewrites, tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_what_earlier_trainings_left_is_swept_once_the_model_is_whole(tmp_path):
     names = [".sft-seed1-" + "b" * 16, ".sft-seed10-" + "b" * 16, ".sft-seed1-notes", "sft-seed1"]
     for name in [*names, work.name, f"{work.name}/runs"]:
         (tmp_path / name).mkdir()
-    survival.sweep(out, work)
+    checkpoints.sweep(out, work)
     assert sorted(os.listdir(tmp_path)) == sorted(names[1:]) and os.listdir(out) == ["logs"]
 
 
@@ -296,23 +296,23 @@ def test_what_a_killed_run_left_is_not_asked_of_the_disk_again(tiny, tmp_path, m
     model, tokenizer = engine.load(tiny)
     work, usage = tmp_path / "work", namedtuple("usage", "total used free")
     work.mkdir()
-    needed = survival.bytes_to_write(model, tokenizer, HYPER)
+    needed = checkpoints.bytes_to_write(model, tokenizer, HYPER)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1000))
     with pytest.raises(MedComfortError, match="make room"):
-        survival.check_disk(model, tokenizer, HYPER, work)
+        checkpoints.check_disk(model, tokenizer, HYPER, work)
     (work / "checkpoint").write_bytes(bytes(1000))
-    survival.check_disk(model, tokenizer, HYPER, work)
+    checkpoints.check_disk(model, tokenizer, HYPER, work)
 
 
 def test_another_base_is_another_signature(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "base")
-    assert survival.digest(tiny, "") == survival.digest(str(tmp_path / "base"), "")
-    assert survival.digest("org/model", "abc") == "org/model@abc"
+    assert checkpoints.digest(tiny, "") == checkpoints.digest(str(tmp_path / "base"), "")
+    assert checkpoints.digest("org/model", "abc") == "org/model@abc"
     model, _ = engine.load(tiny)
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1
     model.save_pretrained(tmp_path / "base")
-    assert survival.digest(tiny, "") != survival.digest(str(tmp_path / "base"), "")
+    assert checkpoints.digest(tiny, "") != checkpoints.digest(str(tmp_path / "base"), "")
 
 
 @pytest.mark.parametrize(("way", "room"), [("full", 100_000), ("full", 600_000), ("lora", 9_000), ("lora", 60_000)])
@@ -341,5 +341,5 @@ def test_only_other_seeds_of_the_same_name_are_dropped(tmp_path):
     kept = ["sft-seed0", "sft-seed10", "sft-wide-seed1", "dpo-seed1", "sft-seeds", "sft-seed1b"]
     for name in [*kept, "sft-seed1", "sft-seed2"]:
         (tmp_path / name).mkdir()
-    survival.drop_other_seeds(tmp_path, "sft", [0, 10])
+    checkpoints.drop_other_seeds(tmp_path, "sft", [0, 10])
     assert sorted(os.listdir(tmp_path)) == sorted(kept)

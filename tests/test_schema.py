@@ -2,7 +2,7 @@
 
 import pytest
 
-from medcomfort_utils import inputs, paths, pipeline, profile, values
+from medcomfort_utils import inputs, paths, pipeline, profile, schema
 from medcomfort_utils.paths import MedComfortError
 
 # Step and parameter of nano, what is typed, and what is said of it.
@@ -26,10 +26,10 @@ REFUSED = [
     ("02_finetune-sft.seeds", "[]", "seeds must not be empty."),
     ("02_finetune-sft.seeds", "[1, 1]", "seeds must be different numbers between 0 and 4294967295, not [1, 1]."),
     ("02_finetune-sft.seeds", "[-1]", "seeds must be different numbers between 0 and 4294967295, not [-1]."),
-    ("02_finetune-sft.balance", "1.5", "balance must be less than or equal to 1, not 1.5."),
-    ("02_finetune-sft.balance", "-0.1", "balance must be greater than or equal to 0, not -0.1."),
+    ("02_finetune-sft.neutral_fraction", "1.5", "neutral_fraction must be less than or equal to 1, not 1.5."),
+    ("02_finetune-sft.neutral_fraction", "-0.1", "neutral_fraction must be greater than or equal to 0, not -0.1."),
     ("02_finetune-sft.target", "all", "target must be emotional, soothing_answer, original or comfort_only, not"),
-    ("02_finetune-sft.target", "original", "balance must be 0 with target original, not 0.2: its questions are the"),
+    ("02_finetune-sft.target", "original", "neutral_fraction must be 0 with target original, not 0.2: its questions are the"),
     ("02_finetune-dpo.target", "comfort_only", "target must be emotional, soothing_answer or original, not 'comf"),
     ("02_finetune-dpo.against", "[]", "against must not be empty."),
     ("02_finetune-dpo.against", "[base]", "against must be 'original', 'comfort_only' or 'soothing_answer', not"),
@@ -103,15 +103,15 @@ def test_steps_that_are_not_run_are_not_asked_for_their_files():
 
 
 def test_every_table_names_parameters_of_its_notebook():
-    for notebook, model in values.MODELS.items():
+    for notebook, model in schema.MODELS.items():
         declared = profile.declared(paths.NOTEBOOKS / f"{notebook}.ipynb").keys()
         needed = {name for name, field in model.model_fields.items() if field.is_required()}
         assert needed <= declared and set(inputs.READ[notebook]) <= declared
-    assert values.model_of("02_finetune", {"method": "of somebody else's notebook"}) is None
+    assert schema.model_of("02_finetune", {"method": "of somebody else's notebook"}) is None
 
 
 def test_every_setting_of_asking_is_a_parameter_of_01_rewrite():
     """The notebook hands on those that it has by name; how often a call is tried again is nobody's choice."""
     declared = profile.declared(paths.NOTEBOOKS / "01_rewrite.ipynb")
-    assert set(values.Settings.model_fields) - declared.keys() == {"retries"}
-    assert set(values.Sampling.model_fields) <= declared.keys()
+    assert set(schema.Settings.model_fields) - declared.keys() == {"retries"}
+    assert set(schema.Sampling.model_fields) <= declared.keys()
