@@ -225,6 +225,7 @@ def _papermill(words: list[str], said: Path) -> NoReturn:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         for stream in (1, 2):
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os.closerange(3, 1024)  # the lock above all: it must end with the parent
         os.chdir(paths.ROOT)
         import_module("papermill.cli").papermill(words[1:], standalone_mode=False)
         os._exit(0)
