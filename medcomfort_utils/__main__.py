@@ -40,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", metavar="RUN", help="the run's own folder, runs/RUN (default: the profile's name)")
     sub.add_argument("--dry-run", action="store_true", help="show the steps and their commands, run nothing")
     sub.add_argument("--force", action="store_true", help="run steps anew; what they wrote is kept until they end")
-    sub.add_argument("--jobs", type=int, default=0, metavar="N",
-                     help="steps at the same time, on which no result hangs (default: 2; 1 with a GPU or one core)")  # fmt: skip
+    jobs = "steps at the same time, on which no result hangs (default: 2; 1 with a GPU or one core)"
+    sub.add_argument("--jobs", type=int, default=0, metavar="N", help=jobs)
     sub.set_defaults(run=_reproduce)
     sub = commands.add_parser("publish", help="put a run's results into data/results and the README")
     sub.add_argument("--name", default="nano", metavar="RUN", help="the run, and its folder's name (default: nano)")

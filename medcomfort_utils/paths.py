@@ -139,7 +139,7 @@ def write_frame(path: str | Path, frame: "pd.DataFrame") -> Path:
 
 
 def effective_parameters(namespace: dict) -> dict:
-    """The values of the names that a notebook's parameters cell declares (`name: type = value`), from its `globals()`."""
+    """The values of what a notebook's parameters cell declares (`name: type = value`), from its `globals()`."""
     return {name: namespace[name] for name in namespace["__annotations__"]}
 
 

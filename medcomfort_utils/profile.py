@@ -41,8 +41,8 @@ class _Profile(BaseModel):
 class Step:
     """One notebook to run once.
 
-    `given`: what the profile, --set and the plan say; `parameters`: with the notebook's defaults; `planned`: the part
-    that the plan fills in, folders above all. `model`: what 02 trains; `after`: the model it starts from.
+    `parameters`: all of them; `given`: those that differ from the notebook's defaults; `planned`: those that the plan
+    fills in, folders above all. `model`: what 02 trains; `after`: the model it starts from.
     """
 
     name: str
@@ -273,7 +273,7 @@ def _complete(step: Step, defaults: dict[str, Any], where: str) -> None:
         step.parameters = schema.check(step.notebook.stem, defaults | step.given)
     except MedComfortError as error:
         raise MedComfortError(f"{where}: {error}") from None
-    step.given = {name: step.parameters[name] for name in step.given if name in defaults}
+    step.given = {name: value for name, value in step.parameters.items() if value != defaults[name]}
 
 
 def _apply(setting: str, run: Run, defaults: dict[Path, dict[str, Any]]) -> None:

@@ -41,7 +41,7 @@ CELLS = {
         "while name == 'dpo' and os.path.exists('hold-dpo'): time.sleep(0.05)",
     ],
     "03_evaluate": [
-        "log('evaluate'); found = sorted(p for p in pathlib.Path(models_dir).iterdir() if p.name.split('-seed')[0] in models)",
+        "log('evaluate')\nfound = sorted(p for p in pathlib.Path(models_dir).iterdir() if p.name[:3] in models)",
         "for p in found: (p / 'README.md').write_text('its results')",
         "(out / 'results.json').write_text(json.dumps({p.name: (p / 'training.json').read_text() for p in found}))",
     ],
@@ -70,7 +70,8 @@ def house(tmp_path, monkeypatch):
     for name in ("medcomfort_utils/tools.py", "data/world.yaml", "paper/claims.yaml"):
         (root / name).write_text("1")
     for name, cells in CELLS.items():
-        tagged = [c for c in nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells if "parameters" in c.metadata.get("tags", [])]
+        ours = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells
+        tagged = [cell for cell in ours if "parameters" in cell.metadata.get("tags", [])]
         notebook = nbformat.v4.new_notebook(cells=[*tagged, *map(nbformat.v4.new_code_cell, [START, *cells])])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, root / f"notebooks/{name}.ipynb")
@@ -149,7 +150,8 @@ def test_a_run_then_nothing_to_do_then_only_what_changed_whatever_the_jobs(house
     }
 
     saved = profile.load(house / "runs/tiny/profile.yaml", name="two").effective()
-    assert saved == profile.load("tiny", name="two").effective() and "python" in (house / "runs/tiny/versions.json").read_text()
+    assert saved == profile.load("tiny", name="two").effective()
+    assert "python" in (house / "runs/tiny/versions.json").read_text()
     assert main(["reproduce", "--profile", str(house / "runs/tiny/profile.yaml"), "--name", "two", "--jobs", "2"]) == 0
     assert results(house, "two") == first
 

@@ -114,7 +114,8 @@ def test_what_is_typed_is_what_is_meant_and_reaches_every_step_of_a_section(tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.json").write_text("[]")
     typed = {"rewrite.model=01": "01", "rewrite.model=null": "null", "rewrite.model=": "", "rewrite.model='a b'": "a b",
-             "rewrite.temperature=2": 2.0, "train.learning_rate=5e-6": 5e-6, "rewrite.limit=010": 10, "train.seeds=[7]": [7],
+             "rewrite.temperature=2": 2.0, "train.learning_rate=5e-6": 5e-6, "rewrite.limit=010": 10,
+             "train.seeds=[7]": [7],
              "rewrite.source=mine.json": str(tmp_path / "mine.json")}  # fmt: skip
     for setting, value in typed.items():
         name, parameter = setting.partition("=")[0].split(".")
@@ -128,7 +129,8 @@ def test_the_plan_fills_in_what_need_not_be_written():
     (dpo,), (judged,), (drawn,) = (run.select(name) for name in ("dpo", "evaluate", "04_figures"))
     assert dpo.needs == ["01_rewrite", "02_finetune-sft"] and dpo.parameters["method"] == "dpo"
     assert dpo.parameters["init_from"] == "runs/mine/models/sft-seed{seed}" and dpo.parameters["base"] == "owner/name"
-    assert judged.parameters["models"][:4] == ["sft", "dpo", "kto", "sft-more"] and judged.parameters["base"] == "owner/name"
+    assert judged.parameters["models"][:4] == ["sft", "dpo", "kto", "sft-more"]
+    assert judged.parameters["base"] == "owner/name"
     assert judged.parameters["limit"] == 0 and drawn.parameters["summary"] == "runs/mine/summary.md"
     assert len(run.select("train")) == len(run.select("02_finetune")) == len(judged.needs) - 1
     more, sft = (run.select(name)[0].parameters for name in ("sft-more", "sft"))
