@@ -116,8 +116,9 @@ class Flow:
                 time.sleep(LOOK)
         except BaseException:
             for work in self.working:
-                os.kill(work.process, signal.SIGKILL)
-                os.waitpid(work.process, 0)
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                    os.kill(work.process, signal.SIGKILL)
+                    os.waitpid(work.process, 0)
             _kill(self.run.folder)
             for work in self.working:
                 paths.remove(work.running)
@@ -152,7 +153,8 @@ class Flow:
         except MedComfortError as error:
             _put_back(self.run.folder, work.step.name)
             self.error = self.error or error
-            said = f"failed; waiting for {', '.join(w.step.name for w in self.working) or 'nothing'}"
+            others = ", ".join(other.step.name for other in self.working)
+            said = f"failed; waiting for {others}" if others else "failed"
         print(f"{_title(self.run, work.step)} {said}", flush=True)
 
 
