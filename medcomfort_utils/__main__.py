@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medcomfort_utils import paths
+try:
+    from medcomfort_utils import paths
+except KeyboardInterrupt:  # in the first moment
+    sys.exit(130)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

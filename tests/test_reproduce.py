@@ -118,7 +118,10 @@ def interrupt(folder, run, seconds):
     """Ctrl-C in 02: one line, exit code 130, nothing half-written, no kernel left."""
     stopped = Reproducing(folder, NAMES[1])
     stopped.wait_for("02_finetune-sft", seconds)
-    kernels = psutil.Process(stopped.process.pid).children(recursive=True)
+    kernels = []
+    while stopped.process.poll() is None and not kernels:  # papermill itself takes seconds to import
+        kernels = psutil.Process(stopped.process.pid).children(recursive=True)
+        time.sleep(0.05)
     os.killpg(stopped.process.pid, signal.SIGINT)
     assert stopped.process.wait(60) == 130
     said = stopped.said[1].read_text().strip().splitlines()
