@@ -4,11 +4,12 @@ import hashlib
 import heapq
 from collections.abc import Iterator
 from itertools import islice
+from typing import get_args
 
 import pandas as pd
 
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.records import EMOTIONS, Dialogue, content_id, split_of
+from medcomfort_utils.records import EMOTIONS, Dialogue, Urgency, content_id, split_of
 from medcomfort_utils.rewrite import clinic
 from medcomfort_utils.rewrite.clean import clean_text, language, sentences, squeeze, urgent_sentences, words
 from medcomfort_utils.rewrite.duplicates import Seen
@@ -229,6 +230,7 @@ def _dialogue(place: str, turns: list[dict], record: dict, facts_field: str, nam
         facts=_statements(place, record, facts_field),
         red_flags=flags,
         emotions=emotions,
+        urgency=record.get("urgency") if record.get("urgency") in get_args(Urgency) else "",
         split=split_of(identity),
     )
 

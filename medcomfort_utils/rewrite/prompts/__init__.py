@@ -14,23 +14,29 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
+from medcomfort_utils.rewrite import compose
+from medcomfort_utils.rewrite.clean import sentences
 
 FOLDER = Path(__file__).parent
 INTENSITIES = (1, 2, 3)
 _TEXT = {"type": "string"}
+
+
+def _object(**properties: dict) -> dict:
+    """The schema of an object that has exactly these properties, as strict structured output wants it."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_KEEP = {"type": "array", "items": {"type": "integer"}}
+_SEGMENT = {"anyOf": [_object(say=_TEXT), _object(keep=_KEEP)]}
 SCHEMAS = {
-    "question": {
-        "type": "object",
-        "properties": {"question": _TEXT},
-        "required": ["question"],
-        "additionalProperties": False,
-    },
-    "answer": {
-        "type": "object",
-        "properties": {"opening": _TEXT, "knowledge": _TEXT, "closing": _TEXT},
-        "required": ["opening", "knowledge", "closing"],
-        "additionalProperties": False,
-    },
+    "question": _object(question=_TEXT),
+    "answer": _object(segments={"type": "array", "items": _SEGMENT}),
 }
 
 
@@ -82,16 +88,16 @@ def _messages(task: Template, **values) -> tuple[dict, ...]:
 def question_messages(dialogue: Dialogue, emotion: str) -> tuple[dict, ...]:
     """The chat messages that ask for the last question of `dialogue` out of `emotion`."""
     task, intensity = _template("question", dialogue.lang), intensity_of(dialogue, emotion)
-    words = _words(dialogue.lang)
-    values = {"emotion": emotion, "meaning": words["meaning"][emotion], "intensity": intensity}
-    values |= {"strength": words["strength"][intensity], "question": dialogue.question}
+    told = _words(dialogue.lang)
+    values = {"emotion": emotion, "meaning": told["meaning"][emotion], "words": told["words"][emotion]}
+    values |= {"intensity": intensity, "strength": told["strength"][intensity], "question": dialogue.question}
     return _messages(task, marker=_marker(dialogue.question), **values)
 
 
 def answer_messages(dialogue: Dialogue, question: str, emotion: str) -> tuple[dict, ...]:
     """The chat messages that ask for a soothing answer to `question`; `emotion` is empty for a neutral one."""
-    task, words = _template("answer", dialogue.lang), _words(dialogue.lang)
-    values = {"emotion": emotion, "meaning": words["meaning"].get(emotion, ""), "question": question}
-    facts = list(dict.fromkeys([*dialogue.facts, *dialogue.red_flags]))
-    values |= {"answer": dialogue.answer, "facts": facts}
-    return _messages(task, marker=_marker(question, dialogue.answer, *facts), **values)
+    task, numbered = _template("answer", dialogue.lang), sentences(dialogue.answer)
+    values = {"emotion": emotion, "meaning": _words(dialogue.lang)["meaning"].get(emotion, ""), "question": question}
+    values |= {"numbered": numbered, "flagged": compose.red_flagged(dialogue), "first": compose.urgent_now(dialogue)}
+    values |= {"short": compose.SHORT, "most": compose.MOST_SAID, "marker": _marker(question, dialogue.answer)}
+    return _messages(task, **values)
