@@ -36,8 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     task.add_argument("--export", type=Path, metavar="FILE")
     task.add_argument("--record", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, default=MINI / "responses.jsonl")
+    parser.add_argument("--only", type=Path, help="a text file; only dialogues whose ids it holds are looked at")
     given = parser.parse_args(argv)
     dialogues = list(sources.open_source(str(MINI / "dialogues.jsonl")))
+    if given.only:
+        wanted = given.only.read_text(encoding="utf-8")
+        dialogues = [dialogue for dialogue in dialogues if dialogue.id in wanted]
     with tempfile.TemporaryDirectory() as folder:
         cache = str(Path(folder) / "cache.sqlite")
         writer = rewriter.open_rewriter("llm", cache, "", "authored", EMOTIONS, SAMPLING, mode="replay")
