@@ -115,7 +115,7 @@ FAULTS = {
 USELESS = {
     "truncated": Reply('{"question": "half of', finish_reason="length"),
     "wrong schema": Reply('{"wrong": "schema"}'),
-    "a key twice": Reply('{"question": "one", "question": "two", "opening": "a", "opening": "b"}'),
+    "a key twice": Reply('{"question": "one", "question": "two", "segments": [], "segments": []}'),
     "empty": Reply(""),
     "refusal": Reply(None, refusal="I cannot do that."),
     "refusal in words": Reply("I'm sorry, but I can't help with that."),
@@ -134,7 +134,10 @@ def rewriting(call: Call) -> Reply:
         emotion = re.search(r"speaks out of (\w+)", call.body["messages"][0]["content"])[1]
         said = {"question": f"{FEELINGS[emotion]} {call.data()}"}
     else:
-        said = {"opening": OPENING, "knowledge": call.data(1), "closing": ""}
+        lines = list(enumerate(call.data(1).strip().splitlines(), 1))
+        first = [number for number, line in lines if "(urgent now)" in line]
+        rest = [number for number, _ in lines if number not in first]
+        said = {"segments": [{"keep": first}, {"say": OPENING}, {"keep": rest}][not first :]}
     return Reply(json.dumps(said), model=call.name)
 
 

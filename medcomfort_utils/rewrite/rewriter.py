@@ -149,6 +149,11 @@ class TemplateRewriter:
         return self.estimate([])
 
 
+def rewrite_all(dialogues: Iterable[Dialogue], emotions: int = 1) -> list[Rewrite]:
+    """The template versions of all English dialogues in one list."""
+    return [version for _, made in TemplateRewriter(emotions).versions(dialogues) for version in made]
+
+
 @dataclass(frozen=True)
 class Unusable:
     """A response that cannot become a rewrite: its raw text, and why."""
