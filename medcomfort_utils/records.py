@@ -79,10 +79,10 @@ class Gate(BaseModel):
 
 
 class Segment(BaseModel):
-    """A piece of a composed turn: own words (`say`), or sentences of the source's turn by number, from 1 (`keep`)."""
+    """A piece of a composition: own words (`say`), or sentences of the source turn by number (`keep`, from 1 on)."""
 
     model_config = ConfigDict(extra="forbid")
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     say: str = ""
     keep: list[int] = []
 
@@ -93,7 +93,7 @@ class Rewrite(_Conversation):
     `condition`: `original` (neutral question, plain answer), `soothing_answer` (neutral question, soothing answer),
     `emotional` (emotional question, soothing answer), `comfort_only` (emotional question, comfort without knowledge:
     only ever a rejected answer) or `multiturn`. `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong),
-    where a prompt asked for one. `segments`: how the answer was composed; empty where it is free text.
+    where a prompt asked for one. `segments`: how the text was composed; empty for text written freely.
     """
 
     dialogue_id: str

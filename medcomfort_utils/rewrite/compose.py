@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from medcomfort_utils.records import Dialogue, Segment
-from medcomfort_utils.rewrite.clean import sentences
+from medcomfort_utils.text import sentences
 
 MOST_SAID = 80  # own words in one answer
 SHORT = 20  # own words that may stand before urgent advice

@@ -17,9 +17,9 @@ from medcomfort_utils.parquet import writing
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.records import EMOTIONS, Dialogue, Gate, Message, Rewrite, Segment
 from medcomfort_utils.rewrite import compose, gates, prompts
-from medcomfort_utils.rewrite.clean import sentences
 from medcomfort_utils.rewrite.clinic import load_emotions
 from medcomfort_utils.rewrite.show import fenced
+from medcomfort_utils.text import sentences
 
 NO_TEXT = "(no text)"
 CUT_OFF = "It was cut off where it reached max_tokens."

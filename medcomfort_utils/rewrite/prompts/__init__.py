@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
 from medcomfort_utils.rewrite import compose
-from medcomfort_utils.rewrite.clean import sentences
+from medcomfort_utils.text import sentences
 
 FOLDER = Path(__file__).parent
 INTENSITIES = (1, 2, 3)
