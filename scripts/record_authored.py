@@ -21,8 +21,9 @@ from pathlib import Path
 from medcomfort_utils.llm import Response, Unparsable, parse
 from medcomfort_utils.paths import DATA, MedComfortError, tidy, write_text
 from medcomfort_utils.records import Dialogue
-from medcomfort_utils.rewrite import gates, rewriter, sources
+from medcomfort_utils.rewrite import rewriter, sources
 from medcomfort_utils.rewrite.prompts import SCHEMAS
+from medcomfort_utils.rewrite.template import emotions_of
 
 MINI = DATA / "medcomfort_mini"
 EMOTIONS = 2  # of each dialogue
@@ -57,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def export(writer: rewriter.LLMRewriter, dialogues: list[Dialogue], path: Path) -> list[str]:
     """Write all prompts to `path`."""
-    asked = [(d, e, "question") for d in dialogues for e in rewriter.emotions_of(d, EMOTIONS)]
-    asked += [(d, e, "answer") for d in dialogues for e in [*rewriter.emotions_of(d, EMOTIONS), ""]]
+    asked = [(d, e, "question") for d in dialogues for e in emotions_of(d, EMOTIONS)]
+    asked += [(d, e, "answer") for d in dialogues for e in [*emotions_of(d, EMOTIONS), ""]]
     places = {dialogue.id: number for number, dialogue in enumerate(dialogues)}
     lines = []
     for dialogue, emotion, task in asked:
@@ -110,7 +111,7 @@ def record(writer: rewriter.LLMRewriter, dialogues: list[Dialogue], given: dict,
         return response
 
     for dialogue in dialogues:
-        for emotion in rewriter.emotions_of(dialogue, EMOTIONS):
+        for emotion in emotions_of(dialogue, EMOTIONS):
             asked = put(dialogue, emotion, "question", writer.question_request(dialogue, emotion))
             question = asked["question"].strip() if asked else ""
             if not question:
@@ -133,7 +134,7 @@ def failed_gates(writer: rewriter.LLMRewriter, dialogues: list[Dialogue]) -> lis
         except MedComfortError:  # a response is missing, which is told already
             continue
         for version in versions:
-            failed = [gate for gate in version.gates or gates.check(dialogue, version) if not gate.passed]
+            failed = [gate for gate in rewriter.judged(dialogue, version).gates if not gate.passed]
             place = f"{dialogue.id}/{version.emotion or 'neutral'}/{version.condition}"
             found += [f"{place}: gate {gate.name}: {gate.reason}" for gate in failed]
     return found

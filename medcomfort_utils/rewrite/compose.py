@@ -19,10 +19,15 @@ _ENDED = re.compile(r"[.!?:;。！？…][\"'”’」』)\]]*$")
 _CONDITION = re.compile(r"\b(?:if|when|should|unless|in case)\b", re.I)
 
 
+def numbered(dialogue: Dialogue) -> list[str]:
+    """The sentences of the answer; the first is sentence 1."""
+    return sentences(dialogue.answer, dialogue.lang)
+
+
 def red_flagged(dialogue: Dialogue) -> list[int]:
     """Numbers of the answer's sentences that hold its red flags."""
-    flags, numbered = dialogue.red_flags, enumerate(sentences(dialogue.answer), 1)
-    return [number for number, sentence in numbered if any(flag in sentence or sentence in flag for flag in flags)]
+    flags, counted = dialogue.red_flags, enumerate(numbered(dialogue), 1)
+    return [number for number, sentence in counted if any(flag in sentence or sentence in flag for flag in flags)]
 
 
 def urgent_now(dialogue: Dialogue) -> int:
@@ -31,7 +36,7 @@ def urgent_now(dialogue: Dialogue) -> int:
     In an emergency it is the first red flag. Where the corpus does not say how urgent a dialogue is, it is the first
     red flag that depends on nothing: "Call an ambulance now.", not "Call an ambulance if he faints."
     """
-    split = sentences(dialogue.answer)
+    split = numbered(dialogue)
     flagged = [n for n in red_flagged(dialogue) if dialogue.urgency or not _CONDITION.search(split[n - 1])]
     return flagged[0] if flagged and dialogue.urgency in ("", "emergency") else 0
 
@@ -45,14 +50,14 @@ def segments_of(response: dict) -> list[Segment]:
     return [segment for segment in found if segment.say or segment.keep]
 
 
-def compose(segments: Iterable[Segment], numbered: Sequence[str]) -> str:
-    """The text of a composition. List items start a line, and so does what follows a list; no sentence is changed.
+def compose(segments: Iterable[Segment], source: Sequence[str]) -> str:
+    """The text of a composition of the sentences `source`, none of them changed; list items start a line.
 
     Raises IndexError for a number that does not exist; `problems` finds those.
     """
     text, in_list = "", False
     for segment in segments:
-        for place, piece in enumerate([segment.say] if segment.say else [numbered[n - 1] for n in segment.keep]):
+        for place, piece in enumerate([segment.say] if segment.say else [source[n - 1] for n in segment.keep]):
             item = bool(_LIST_ITEM.match(piece))
             if item or (in_list and place == 0):
                 text, in_list = f"{text}\n{piece}", item
@@ -76,9 +81,9 @@ def problems(segments: Sequence[Segment], count: int, first: int = 0) -> list[st
     every = set(range(1, count + 1))
     words = len(said(segments).split())
     found = [
-        (kept.keys() - every, f"There is no sentence {{}}; they are numbered 1 to {count}."),
-        (every - kept.keys(), "Sentence {} of the old answer is left out."),
-        ({number for number, times in kept.items() if times > 1}, "Sentence {} is kept more than once."),
+        (kept.keys() - every, f"Not a sentence: {{}}; they are numbered 1 to {count}."),
+        (every - kept.keys(), "Left out of the old answer: {}."),
+        ({number for number, times in kept.items() if times > 1}, "Kept more than once: {}."),
     ]
     told = [text.format(_listed(numbers)) for numbers, text in found if numbers]
     if not words:

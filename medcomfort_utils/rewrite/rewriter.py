@@ -1,10 +1,8 @@
-"""What rewrites: a language model, as in the paper, or phrases from a bank; and the files that the versions go to.
+"""The rewriter of the paper: a language model puts the emotion into the question and comfort around the answer.
 
-Both compose a soothing answer from own words and the doctor's sentences (`compose.py`).
+And the files that versions go to, whoever wrote them.
 """
 
-import random
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,143 +13,13 @@ import pandas as pd
 from medcomfort_utils.llm import Cache, Client, Failure, Request, Sampling, Settings, Unparsable, parse
 from medcomfort_utils.parquet import writing
 from medcomfort_utils.paths import MedComfortError, tidy
-from medcomfort_utils.records import EMOTIONS, Dialogue, Gate, Message, Rewrite, Segment
-from medcomfort_utils.rewrite import compose, gates, prompts
-from medcomfort_utils.rewrite.clinic import load_emotions
+from medcomfort_utils.records import EMOTIONS, Dialogue, Gate, Rewrite
+from medcomfort_utils.rewrite import compose, gates, prompts, verdict
 from medcomfort_utils.rewrite.show import fenced
-from medcomfort_utils.text import sentences
+from medcomfort_utils.rewrite.template import TemplateRewriter, comfort_only, emotions_of, original, version_of
 
 NO_TEXT = "(no text)"
 CUT_OFF = "It was cut off where it reached max_tokens."
-BY_TEMPLATE = {"backend": "template", "model": "phrase-banks", "prompt_version": "1"}
-
-# "Hello doctor." or "Hi," keeps its place at the head of the text; "Good morning stiffness bothers me, ..." holds none.
-_WHOM = r"(?: (?:there|all|doctors?|doc|sir|madam|team)| dr\.?(?: (?-i:[A-Z])\w+)?)*"
-_GREETING = re.compile(
-    rf"^\s*(?:hello|hi|hey|dear|greetings|good (?:morning|afternoon|evening|day)){_WHOM}\s*[.,!]\s*", re.I
-)
-
-
-def emotions_of(dialogue: Dialogue, count: int) -> list[str]:
-    """`count` (1-5) different emotions: those the corpus names first, then by the hash in the id, evenly spread.
-
-    Raises MedComfortError for another count.
-    """
-    if not 1 <= count <= len(EMOTIONS):
-        raise MedComfortError(f"emotions must lie between 1 and {len(EMOTIONS)}, not {count}.")
-    start = int(dialogue.id, 16)
-    spread = [EMOTIONS[(start + step) % len(EMOTIONS)] for step in range(len(EMOTIONS))]
-    return list(dict.fromkeys([*dialogue.emotions, *spread]))[:count]
-
-
-def version_of(dialogue: Dialogue, condition: str, emotion: str, question: str, answer: str, **made_by) -> Rewrite:
-    """The dialogue with its last question and its answer replaced; earlier turns stay.
-
-    `made_by`: backend, model and prompt_version of the rewriter, and where it has them, intensity and segments.
-    """
-    earlier = dialogue.messages[:-1]
-    last = max(i for i, message in enumerate(earlier) if message.role == "user")
-    messages = [*earlier[:last], Message(role="user", content=question), *earlier[last + 1 :]]
-    return Rewrite(
-        dialogue_id=dialogue.id,
-        condition=condition,
-        emotion=emotion,
-        lang=dialogue.lang,
-        split=dialogue.split,
-        messages=[*messages, Message(role="assistant", content=answer)],
-        **made_by,
-    )
-
-
-def _original(dialogue: Dialogue, **made_by) -> Rewrite:
-    return version_of(dialogue, "original", "", dialogue.question, dialogue.answer, **made_by)
-
-
-def _say(text: str) -> Segment:
-    return Segment(role="assistant", say=text)
-
-
-def _keep(*numbers: int) -> Segment:
-    return Segment(role="assistant", keep=list(numbers))
-
-
-def _asked_with(expression: str, question: str, first: bool) -> str:
-    """The question with an expression of feeling behind its greeting, or at its end."""
-    if not first:
-        return f"{compose.ended(question)} {expression}"
-    greeting = _GREETING.match(question)
-    if not greeting:
-        return f"{expression} {question}"
-    return f"{greeting[0].strip()} {expression} {question[greeting.end() :].lstrip()}".strip()
-
-
-def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite]:
-    """The `original`, for each of 1-5 emotions the versions `emotional` and `comfort_only`, one `soothing_answer`.
-
-    A neutral question has no feeling of its own: it gets the soothing answer of the first emotion. Deterministic:
-    choices depend on the dialogue's id alone. Dialogues of the test split take phrases that training never sees.
-    Raises MedComfortError for a language without phrase banks.
-    """
-    if dialogue.lang != "en":
-        raise MedComfortError(
-            f"dialogue {dialogue.id} is in '{dialogue.lang}', but the template rewriter knows English only."
-        )
-    chosen, numbered = emotions_of(dialogue, emotions), sentences(dialogue.answer)
-    greeted = [1] if _GREETING.fullmatch(numbered[0]) else []
-    rest = range(1 + len(greeted), len(numbered) + 1)
-    yield _original(dialogue, **BY_TEMPLATE)
-    bank = "test" if dialogue.split == "test" else "train"
-    for emotion in chosen:
-        rng = random.Random(f"{dialogue.id}:{emotion}")
-        phrases = load_emotions()[emotion]
-        expression, opener, closer = (
-            rng.choice(getattr(kind, bank)) for kind in (phrases.expressions, phrases.openers, phrases.closers)
-        )
-        question = _asked_with(expression, dialogue.question, first=rng.random() < 0.5)
-        segments = [_keep(*greeted)] * len(greeted) + [_say(opener), _keep(*rest), _say(closer)]
-        soothing, made_by = compose.compose(segments, numbered), {**BY_TEMPLATE, "segments": segments}
-        yield version_of(dialogue, "emotional", emotion, question, soothing, **made_by)
-        if emotion == chosen[0]:
-            yield version_of(dialogue, "soothing_answer", emotion, dialogue.question, soothing, **made_by)
-        yield _comfort_only(dialogue, emotion, question, **made_by)
-
-
-def _comfort_only(dialogue: Dialogue, emotion: str, question: str, segments: list[Segment], **made_by) -> Rewrite:
-    """The emotional question with the own words of its answer alone."""
-    spoken = [segment for segment in segments if segment.say]
-    return version_of(
-        dialogue, "comfort_only", emotion, question, compose.said(spoken), segments=spoken, **made_by
-    )
-
-
-@dataclass(frozen=True)
-class TemplateRewriter:
-    """The rewriter that asks no model: `emotions` emotional versions of each English dialogue."""
-
-    emotions: int = 1
-
-    def versions(self, dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, list[Rewrite]]]:
-        """Each English dialogue with its `template_versions`, in order; other languages are left out."""
-        for dialogue in dialogues:
-            if dialogue.lang == "en":
-                yield dialogue, list(template_versions(dialogue, self.emotions))
-
-    def prompts(self, dialogue: Dialogue) -> str:
-        """What would be asked about a dialogue: nothing."""
-        return "Templates ask no model: phrases from `data/clinic/emotions` are put around the source's words."
-
-    def estimate(self, dialogues: Iterable[Dialogue]) -> str:
-        """What it will cost: nothing."""
-        return "Templates ask no model and cost nothing."
-
-    def finish(self, record: Path) -> str:
-        """What it cost: nothing, and nothing is recorded."""
-        return self.estimate([])
-
-
-def rewrite_all(dialogues: Iterable[Dialogue], emotions: int = 1) -> list[Rewrite]:
-    """The template versions of all English dialogues in one list."""
-    return [version for _, made in TemplateRewriter(emotions).versions(dialogues) for version in made]
 
 
 @dataclass(frozen=True)
@@ -166,6 +34,7 @@ class Unusable:
 class LLMRewriter:
     """Rewrites by `model` through `client`; `sampling` holds temperature, max_tokens and the like.
 
+    `verdict_model`, if one is named, then judges each answer (`verdict.py`); it may be another than the writer.
     `total`: how many dialogues the estimate saw, from which the progress bar tells the time left.
     """
 
@@ -173,6 +42,7 @@ class LLMRewriter:
     model: str
     emotions: int = 1
     sampling: dict = field(default_factory=lambda: {"temperature": 0.7, "max_tokens": 1024})
+    verdict_model: str = ""
     total: int | None = field(default=None, init=False)
 
     def versions(self, dialogues: Iterable[Dialogue]) -> Iterator[tuple[Dialogue, list[Rewrite]]]:
@@ -227,19 +97,33 @@ class LLMRewriter:
             for emotion in emotions_of(dialogue, self.emotions):
                 asked = self.question_request(dialogue, emotion)
                 yield asked
-                yield self.answer_request(dialogue, self._recorded(asked) or dialogue.question, emotion)
-            yield self.answer_request(dialogue, dialogue.question, "")
+                found = self._recorded(dialogue, asked)
+                yield from self._counted_answer(
+                    dialogue, "emotional", emotion, found["question"].strip() if found else dialogue.question
+                )
+            yield from self._counted_answer(dialogue, "soothing_answer", "", dialogue.question)
 
-    def _recorded(self, asked: Request) -> str:
-        """The rewritten question, if its response is recorded and can be used."""
+    def _counted_answer(self, dialogue: Dialogue, condition: str, emotion: str, question: str) -> Iterator[Request]:
+        asked = self.answer_request(dialogue, question, emotion)
+        yield asked
+        if self.verdict_model:
+            found = self._recorded(dialogue, asked)
+            segments = compose.segments_of(found) if found else []
+            text = compose.compose(segments, compose.numbered(dialogue)) or dialogue.answer
+            version = version_of(dialogue, condition, emotion, question, text, **self._made_by(dialogue, emotion))
+            yield self._verdict_request(dialogue, version)
+
+    def _recorded(self, dialogue: Dialogue, asked: Request) -> dict | None:
+        """The parsed response, if it is recorded and can be used."""
         response = self.client.cache.get(asked.key)
         try:
-            return parse(response.text, asked.schema)["question"].strip() if response else ""
+            found = parse(response.text, asked.schema) if response else None
         except Unparsable:
-            return ""
+            return None
+        return None if found and problem_of(dialogue, found) else found
 
     async def _of(self, dialogue: Dialogue) -> tuple[Dialogue, list[Rewrite]]:
-        made = [_original(dialogue, **self._made_by(dialogue, ""))]
+        made = [original(dialogue, **self._made_by(dialogue, ""))]
         for emotion in emotions_of(dialogue, self.emotions):
             asked = await self._asked(dialogue, self.question_request(dialogue, emotion))
             if isinstance(asked, Unusable):
@@ -255,9 +139,20 @@ class LLMRewriter:
             return [self._unusable(dialogue, condition, emotion, question, answer)]
         segments = compose.segments_of(answer)
         made_by = {**self._made_by(dialogue, emotion), "segments": segments}
-        text = compose.compose(segments, sentences(dialogue.answer))
+        text = compose.compose(segments, compose.numbered(dialogue))
         whole = version_of(dialogue, condition, emotion, question, text, **made_by)
-        return [whole, _comfort_only(dialogue, emotion, question, **made_by)] if emotion else [whole]
+        if self.verdict_model:
+            whole = whole.model_copy(update={"gates": [await self._verdict(dialogue, whole)]})
+        return [whole, comfort_only(dialogue, emotion, question, **made_by)] if emotion else [whole]
+
+    async def _verdict(self, dialogue: Dialogue, rewrite: Rewrite) -> Gate:
+        found = await self._asked(dialogue, self._verdict_request(dialogue, rewrite))
+        if isinstance(found, Unusable):
+            return Gate(name=verdict.NAME, passed=False, reason=f"no verdict: {found.reason}")
+        return verdict.gate_of(dialogue, rewrite, found)
+
+    def _verdict_request(self, dialogue: Dialogue, rewrite: Rewrite) -> Request:
+        return verdict.request(dialogue, rewrite, self.verdict_model, self.sampling)
 
     async def _asked(self, dialogue: Dialogue, request: Request) -> dict | Unusable:
         """The parsed response; one that cannot be used is sent back once, with what is wrong with it."""
@@ -292,11 +187,22 @@ def problem_of(dialogue: Dialogue, found: dict) -> str:
     """What is wrong with a response that fits its schema: an empty question, or a composition that is not whole."""
     if "question" in found:
         return "" if found["question"].strip() else '"question" is empty.'
-    segments, count = compose.segments_of(found), len(sentences(dialogue.answer))
+    if "facts" in found:
+        return verdict.problem_of(dialogue, found)
+    segments, count = compose.segments_of(found), len(compose.numbered(dialogue))
     return " ".join(compose.problems(segments, count, compose.urgent_now(dialogue)))
 
 
-def open_rewriter(kind: str, cache: str, responses: str, model: str, emotions: int, sampling: dict, **settings):
+def open_rewriter(
+    kind: str,
+    cache: str,
+    responses: str,
+    model: str,
+    emotions: int,
+    sampling: dict,
+    verdict_model: str = "",
+    **settings,
+) -> TemplateRewriter | LLMRewriter:
     """The `template` rewriter, or the `llm` one with the SQLite file `cache`, into which `responses` (JSONL) is read.
 
     `settings`: those of `llm.Settings`. Raises MedComfortError for another kind, for `llm` without a model, and for
@@ -315,7 +221,17 @@ def open_rewriter(kind: str, cache: str, responses: str, model: str, emotions: i
     recorded = Cache(cache)
     if responses:
         recorded.import_jsonl(responses)
-    return LLMRewriter(Client(asking, recorded), model, emotions, sampling)
+    return LLMRewriter(Client(asking, recorded), model, emotions, sampling, verdict_model)
+
+
+def judged(dialogue: Dialogue, rewrite: Rewrite) -> Rewrite:
+    """The rewrite with all its gates: those of the rules, and before them those that it brings (a verdict).
+
+    An unusable response is no rewrite, and is not held to the rules.
+    """
+    brought = rewrite.gates
+    unusable = any(gate.name == gates.USABLE for gate in brought)
+    return rewrite if unusable else rewrite.model_copy(update={"gates": brought + gates.check(dialogue, rewrite)})
 
 
 def write(rewritten: Iterable[tuple[Dialogue, list[Rewrite]]], out: Path) -> pd.DataFrame:
@@ -341,7 +257,8 @@ def write(rewritten: Iterable[tuple[Dialogue, list[Rewrite]]], out: Path) -> pd.
                 yield from ((dialogue, version) for version in versions)
 
         def checked() -> Iterator[Rewrite]:
-            for rewrite in gates.sifted(pairs()):
+            for dialogue, version in pairs():
+                rewrite = judged(dialogue, version)
                 (keep if all(gate.passed for gate in rewrite.gates) else reject)(rewrite)
                 yield rewrite
 

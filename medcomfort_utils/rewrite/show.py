@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from medcomfort_utils.records import Dialogue, Rewrite
-from medcomfort_utils.rewrite.clean import sentences, words
+from medcomfort_utils.text import sentences, words
 
 COUNTED = ("condition", "emotion", "intensity", "split")
 

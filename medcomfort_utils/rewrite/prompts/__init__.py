@@ -15,7 +15,6 @@ from jinja2 import Environment, StrictUndefined, Template
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
 from medcomfort_utils.rewrite import compose
-from medcomfort_utils.text import sentences
 
 FOLDER = Path(__file__).parent
 INTENSITIES = (1, 2, 3)
@@ -37,6 +36,12 @@ _SEGMENT = {"anyOf": [_object(say=_TEXT), _object(keep=_KEEP)]}
 SCHEMAS = {
     "question": _object(question=_TEXT),
     "answer": _object(segments={"type": "array", "items": _SEGMENT}),
+    "verdict": _object(
+        facts={"type": "array", "items": {"type": "string", "enum": ["stated", "missing", "changed"]}},
+        **dict.fromkeys(("message_changes", "new_advice", "promises"), {"type": "array", "items": _TEXT}),
+        **dict.fromkeys(("emotion_shown", "comfort_given"), {"type": "boolean"}),
+        orders_followed={"type": "array", "items": _TEXT},
+    ),
 }
 
 
@@ -96,8 +101,18 @@ def question_messages(dialogue: Dialogue, emotion: str) -> tuple[dict, ...]:
 
 def answer_messages(dialogue: Dialogue, question: str, emotion: str) -> tuple[dict, ...]:
     """The chat messages that ask for a soothing answer to `question`; `emotion` is empty for a neutral one."""
-    task, numbered = _template("answer", dialogue.lang), sentences(dialogue.answer)
+    task, numbered = _template("answer", dialogue.lang), compose.numbered(dialogue)
     values = {"emotion": emotion, "meaning": _words(dialogue.lang)["meaning"].get(emotion, ""), "question": question}
     values |= {"numbered": numbered, "flagged": compose.red_flagged(dialogue), "first": compose.urgent_now(dialogue)}
     values |= {"short": compose.SHORT, "most": compose.MOST_SAID, "marker": _marker(question, dialogue.answer)}
     return _messages(task, **values)
+
+
+def verdict_messages(dialogue: Dialogue, question: str, answer: str, emotion: str) -> tuple[dict, ...]:
+    """The chat messages that ask what is wrong with a rewritten question and answer; `emotion` may be empty."""
+    facts = "\n".join(f"{number}. {fact}" for number, fact in enumerate(dialogue.facts, 1)) or "(none)"
+    texts = {"Patient's message, source": dialogue.question, "Doctor's answer, source": dialogue.answer}
+    texts |= {"Facts": facts, "Patient's message, rewritten": question, "Doctor's answer, rewritten": answer}
+    meaning = _words(dialogue.lang)["meaning"].get(emotion, "")
+    values = {"texts": texts.items(), "emotion": emotion, "meaning": meaning, "marker": _marker(*texts.values())}
+    return _messages(_template("verdict", dialogue.lang), **values)
