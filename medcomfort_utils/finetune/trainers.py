@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not steps:
             raise MedComfortError(f"{run.profile} trains no model by {', '.join(given.method)}.")
         for step in steps:
-            train_seeds(run.filled(step.parameters), engine.prepare("trl"))
+            train_seeds(step.parameters, engine.prepare("trl"))
     except MedComfortError as error:
         print(f"medcomfort: {error}", file=sys.stderr)
         return 1
