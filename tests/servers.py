@@ -131,7 +131,7 @@ def counting() -> Callable[[Call], Reply]:
 def rewriting(call: Call) -> Reply:
     """A rewriter that does its work: the source's words, with a feeling before them, or with comfort."""
     if call.asks_for_question:
-        emotion = re.search(r"speaks out of (\w+)", call.body["messages"][0]["content"])[1]
+        emotion = re.search(r"out of (\w+) \(", call.body["messages"][0]["content"])[1]
         said = {"question": f"{FEELINGS[emotion]} {call.data()}"}
     else:
         lines = list(enumerate(call.data(1).strip().splitlines(), 1))

@@ -79,7 +79,7 @@ def problems(segments: Sequence[Segment], count: int, first: int = 0) -> list[st
     """
     kept = Counter(number for segment in segments for number in segment.keep)
     every = set(range(1, count + 1))
-    words = len(said(segments).split())
+    words = sum(len(segment.say.split()) for segment in segments)
     found = [
         (kept.keys() - every, f"Not a sentence: {{}}; they are numbered 1 to {count}."),
         (every - kept.keys(), "Left out of the old answer: {}."),

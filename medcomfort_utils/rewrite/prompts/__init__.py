@@ -65,6 +65,11 @@ def _words(lang: str) -> dict:
     return yaml.safe_load((FOLDER / f"emotions_{lang}.yaml").read_text(encoding="utf-8"))
 
 
+def feeling_words(lang: str = "en") -> dict[str, str]:
+    """Plain words for each emotion, as the prompt for questions names them, with commas between."""
+    return _words(lang)["words"]
+
+
 @cache
 def version(task: str, lang: str = "en") -> str:
     """The version that a prompt file states in its first line."""
