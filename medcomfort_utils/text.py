@@ -3,7 +3,6 @@
 import functools
 import html
 import re
-from typing import NamedTuple
 
 import ftfy
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -56,9 +55,11 @@ def normalise(text: str) -> str:
 # --- Sentences -----------------------------------------------------------------------------------------------------
 
 # Tried by hand on real answers and on 33 hard cases (`tests/test_text.py`): pysbd fails 7 of them and takes 6 s for
-# 95 kB and three times that for twice as much; spaCy's sentencizer fails 14, untrained Punkt 17; none splits
-# "pain.Take". Hence these rules, which only choose where to cut.
-_END = re.compile(r"(?:[.!?\u2026]+[\"')\]]*(?=\s|$|(?<=[a-z)][.?!])[A-Z][a-z])|[\u3002\uff01\uff1f]+[\u201d\u2019\"]*)")
+# 95 kB and three times that for twice as much; spaCy's sentencizer fails 14, untrained Punkt 17. Hence these rules,
+# which only choose where to cut.
+_END = re.compile(
+    r"(?:[.!?\u2026]+[\"')\]]*(?=\s|$|(?<=[a-z)][.?!])[A-Z][a-z])|[\u3002\uff01\uff1f]+[\u201d\u2019\"]*)"
+)
 _SEMICOLON = re.compile(r"[\u3002\uff01\uff1f\uff1b!?]+[\u201d\u2019\"]*|\n+")
 _NEVER = {"dr", "mr", "mrs", "ms", "prof", "vs", "approx", "ca", "cf", "e.g", "i.e", "eg", "viz", "incl", "resp", "fig"}
 _MAYBE = {"etc", "tab", "cap", "inj", "syr", "sol", "deg", "ft", "temp", "hrs", "hr", "wks", "yrs", "al", "max", "min",
@@ -124,12 +125,12 @@ def sentences(text: str, lang: str = "en") -> list[str]:
 # --- Words ---------------------------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)?|[^\w\s]")
-_CLOSED = ("do", "does", "did", "is", "are", "was", "were", "have", "has", "had", "could", "should", "would", "must", "need")
+_CLOSED = "do|does|did|is|are|was|were|have|has|had|could|should|would|must|need"
 _SHORT = [
     (r"\bcan ?not\b|\bcan'?t\b", "can not"),
     (r"\bwon't\b|\bwont\b(?! to)", "will not"),
     (r"\bshan't\b", "shall not"),
-    (rf"\b({'|'.join(_CLOSED)})n'?t\b", r"\1 not"),
+    (rf"\b({_CLOSED})n'?t\b", r"\1 not"),
 ]
 
 
@@ -143,13 +144,18 @@ def opened(text: str) -> str:
 
 def words(text: str, marks: bool = False) -> list[str]:
     """The words and numbers of a text in lower case, contractions of "not" opened; with `marks`, punctuation too."""
-    return [token for token in _WORD.findall(opened(text)) if marks or token[0].isalnum()]
+    return tokens(opened(text), marks)
+
+
+def tokens(plain: str, marks: bool = False) -> list[str]:
+    """The words of a text that was opened already."""
+    return [token for token in _WORD.findall(plain) if marks or token[0].isalnum()]
 
 
 @functools.lru_cache(maxsize=1)
 def _identifier() -> LanguageIdentifier:
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(["en", "zh", "ja", "ko", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "tr", "sv", "ar", "hi"])
+    identifier.set_languages("en zh ja ko de fr es it pt nl pl ru tr sv ar hi".split())
     return identifier
 
 
@@ -159,3 +165,22 @@ def language(text: str) -> str:
     name, share = _identifier().classify(letters.lower())
     latin = len(re.findall(r"[a-zA-Z]", letters)) > 0.7 * len(letters.replace(" ", ""))
     return "en" if not letters or latin and (share < 0.95 or len(letters.split()) < 6) else name
+
+
+# --- Negation ------------------------------------------------------------------------------------------------------
+
+DENYING = frozenset("not no never without nor neither none cannot deny denies denied denying".split())
+_CLAUSE = frozenset(", ; : . ! ? ( ) but although though however because since so whereas while if unless".split())
+
+
+def negated(said: list[str]) -> set[int]:
+    """The places of the tokens (`words(text, marks=True)`) that a negation governs: from it to the end of its clause."""
+    governed, inside = set(), False
+    for i, token in enumerate(said):
+        if token in _CLAUSE:
+            inside = False
+        elif token in DENYING and said[i + 1 : i + 2] not in (["only"], ["just"]):
+            inside = True
+        elif inside:
+            governed.add(i)
+    return governed
