@@ -3,9 +3,9 @@
 import re
 from functools import cache
 
+from medcomfort_utils.medical import medicines
 from medcomfort_utils.rewrite.clinic import vocabulary
-from medcomfort_utils.rewrite.safety import drugs
-from medcomfort_utils.text import language, normalise, sentences, words  # noqa: F401
+from medcomfort_utils.text import normalise, sentences
 
 _BROKEN_DECIMAL = re.compile(r"(?<![\w.,])0\. (?=\d+\s?(?:m?c?g|µg|ng|i?u|m?l|kg|[cm]m|mmol|percent|%)(?![a-z]))", re.I)
 
@@ -64,29 +64,6 @@ _REFERRAL = re.compile(
     re.I,
 )
 _DANGLING = re.compile(r"\s*(?:regarding follow up:|(?:(?:if|in case|when|should|besides)\b[^.]*)|\w+ \w+)\s*", re.I)
-
-_NOW = r"(?:immediately|urgently|at once|right away|straight away|without (?:any )?delay|as soon as possible|asap)"
-_CARE = (
-    r"(?:doctor|physician|gp|paediatrician|pediatrician|neurologist|cardiologist|gynaecologist|hospital|clinic"
-    r"|provider|surgeon|specialist|medical (?:help|care|attention))"
-)
-# Both are matched against lower-case text.
-_URGENT = re.compile(
-    r"\b(?=[acdeginpruswtvh])(?:"
-    r"emergency (?:room|department|ward|hospital|unit|services?|medical|care|help|number|evaluation)"
-    r"|casualty (?:ward|department)|(?:to|the|nearest|closest|an) (?:er|a&e|a ?and ?e|casualty)\b|ambulance"
-    r"|(?:call|dial|phone|ring) (?:[a-z]+ )?(?:911|112|999|108|102|000|988)\b"
-    r"|(?:urgent|immediate|emergent|prompt) (?:\w+ )?(?:medical|care|attention|help|evaluation|hospital\w*)"
-    r"|(?:suicide|crisis) (?:prevention )?(?:hot|help|life)?line|poison (?:control|cent)"
-    rf"|{_CARE}\b(?:\W+(?!(?:and|not|never)\b)\w+){{0,3}}\W+{_NOW}\b"
-    rf"|{_NOW}\W+(?:go|rush|call|see|visit|consult|contact|seek|report)\b(?:\W+\w+){{0,4}}?\W+{_CARE}\b"
-    rf"|(?:seek|get) (?:help|care) {_NOW})"
-    r"|急诊|急救|(?:拨打|打)\s*(?:120|110)|(?:立即|立刻|马上|尽快|赶紧)(?:去医院|就医|就诊|送医)"
-)
-_NOT_URGENT = re.compile(
-    r"\b(?:no need|not need|n't need|need not|not necessary|not required|not require|without (?:the )?need)\b"
-    r"(?! to (?:wait|hesitate))"
-)
 
 
 def clean_text(text: str) -> str:
@@ -163,13 +140,6 @@ def _ordinary() -> frozenset[str]:
 
 
 def _is_name(text: str) -> bool:
-    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text)
-    acronyms = (len(word) > 1 and word.isupper() for word in words[:1])
-    return bool(words) and not (any(acronyms) or words[0].lower() in _ordinary() or drugs(text))
-
-
-def urgent_sentences(text: str) -> list[str]:
-    """The sentences that give urgent-care advice (emergency room, ambulance, a doctor at once): `red_flags`."""
-    if not _URGENT.search(text.lower()):
-        return []
-    return [s for s in sentences(text) if _URGENT.search(s.lower()) and not _NOT_URGENT.search(s.lower())]
+    first = re.match(r"\W*([^\W\d_]+(?:'[^\W\d_]+)?)", text)
+    acronym = first and len(first[1]) > 1 and first[1].isupper()
+    return bool(first) and not (acronym or first[1].lower() in _ordinary() or medicines(text))

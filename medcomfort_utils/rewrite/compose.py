@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from medcomfort_utils.medical import is_emergency
 from medcomfort_utils.records import Dialogue, Segment
 from medcomfort_utils.text import sentences
 
@@ -16,7 +17,6 @@ SHORT = 20  # own words that may stand before urgent advice
 
 _LIST_ITEM = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.)]|[a-z]\))\s")
 _ENDED = re.compile(r"[.!?:;。！？…][\"'”’」』)\]]*$")
-_CONDITION = re.compile(r"\b(?:if|when|should|unless|in case)\b", re.I)
 
 
 def numbered(dialogue: Dialogue) -> list[str]:
@@ -34,20 +34,21 @@ def urgent_now(dialogue: Dialogue) -> int:
     """The number of the sentence that must come first; 0 if nothing is urgent now.
 
     In an emergency it is the first red flag. Where the corpus does not say how urgent a dialogue is, it is the first
-    red flag that depends on nothing: "Call an ambulance now.", not "Call an ambulance if he faints."
+    red flag that depends on nothing (`medical.is_emergency`): "Call an ambulance now.", not "... if he faints."
     """
     split = numbered(dialogue)
-    flagged = [n for n in red_flagged(dialogue) if dialogue.urgency or not _CONDITION.search(split[n - 1])]
+    flagged = [n for n in red_flagged(dialogue) if dialogue.urgency or is_emergency(split[n - 1])]
     return flagged[0] if flagged and dialogue.urgency in ("", "emergency") else 0
 
 
 def segments_of(response: dict) -> list[Segment]:
-    """The composition in a parsed response to the `answer` prompt; a `say` of white space is left out."""
+    """The composition in a parsed response to the `answer` prompt; every `say` ends with a mark."""
     found = (
         Segment(role="assistant", say=each.get("say", "").strip(), keep=each.get("keep", []))
         for each in response["segments"]
     )
-    return [segment for segment in found if segment.say or segment.keep]
+    whole = (each.model_copy(update={"say": ended(each.say)}) if each.say else each for each in found)
+    return [segment for segment in whole if segment.say or segment.keep]
 
 
 def compose(segments: Iterable[Segment], source: Sequence[str]) -> str:
@@ -108,9 +109,10 @@ def ended(text: str) -> str:
 
 
 def _joined(text: str, piece: str) -> str:
+    """What has no mark at its end, a heading or the end of a source, ends its line: nothing is added to it."""
     if not text:
         return piece
-    return ended(text) + ("" if re.search(r"[。！？][”’」』]?$", text) else " ") + piece
+    return text + ("" if re.search(r"[。！？][”’」』]?$", text) else " " if _ENDED.search(text) else "\n") + piece
 
 
 def _listed(numbers: Iterable[int]) -> str:

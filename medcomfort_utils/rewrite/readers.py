@@ -90,7 +90,7 @@ def _json(path: Path) -> Iterator[tuple[Place, object]]:
     try:
         with path.open("rb") as file:
             lines = [line for line, _ in zip((line for line in file if line.strip()), range(2), strict=False)]
-            if len(lines) < 2 or not _is_object(lines[0]):
+            if len(lines) < 2 or not _is_json(lines[0]):
                 file.seek(0)
                 yield from _numbered(unwrapped(_parse(path, _text(path, file.read(), ""), 1)))
                 return
@@ -102,11 +102,12 @@ def _json(path: Path) -> Iterator[tuple[Place, object]]:
         raise MedComfortError(f"{tidy(path)} could not be read: {error.strerror}.") from error
 
 
-def _is_object(line: bytes) -> bool:
+def _is_json(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line.decode("utf-8-sig", "replace")), dict)
+        json.loads(line.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
         return False
+    return True
 
 
 def unwrapped(value: object) -> list:

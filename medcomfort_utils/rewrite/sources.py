@@ -12,15 +12,16 @@ from typing import get_args
 
 import pandas as pd
 
+from medcomfort_utils.medical import is_urgent
 from medcomfort_utils.parquet import stream_records, writing
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import EMOTIONS, Dialogue, Urgency, content_id, split_of
 from medcomfort_utils.rewrite import clinic
-from medcomfort_utils.rewrite.clean import cleaned, urgent_sentences
+from medcomfort_utils.rewrite.clean import cleaned
 from medcomfort_utils.rewrite.duplicates import Near
 from medcomfort_utils.rewrite.layouts import Odd, layout_of, named, text_of
 from medcomfort_utils.rewrite.readers import open_records
-from medcomfort_utils.text import language, words
+from medcomfort_utils.text import language, sentences, words
 
 DROPS = (
     "empty question", "empty answer", "too short", "too long", "unsupported language",
@@ -89,7 +90,7 @@ class Corpus:
         self._first_odd, self._names, self._folder = "", 0, None
 
     def __iter__(self) -> Iterator[Dialogue]:
-        return stream_records(self._read(), Dialogue)
+        yield from stream_records(self._read(), Dialogue)  # a generator keeps the corpus, and with it the file
 
     def counts(self) -> pd.DataFrame:
         """Columns `reason` and `count`: `read`, why records were dropped, `kept`; drops and `kept` add up to `read`.
@@ -145,7 +146,7 @@ class Corpus:
         reason, lang, spoken = _judge(turns, self.lang)
         if reason:
             return reason
-        details, identity = _details(named(record), turns, self._layout.facts), content_id(turns)
+        details, identity = _details(named(record), turns, lang, self._layout.facts), content_id(turns)
         if identity in ids:
             return "exact duplicate"
         ids.add(identity)
@@ -218,19 +219,19 @@ def _words(text: str) -> list[str]:
     return [part for word in words(text) for part in _HAN.findall(word)]
 
 
-def _details(fields: dict, turns: list[dict], facts: str) -> dict:
+def _details(fields: dict, turns: list[dict], lang: str, facts: str) -> dict:
     """What else a record says; red flags are the record's own, else the answer's sentences of urgent advice."""
     tags = fields.get("topic") or fields.get("tags")
     topic = tags[0] if isinstance(tags, list) and tags else tags
     emotions = _statements(fields, "emotions")
     if unknown := [emotion for emotion in emotions if emotion not in EMOTIONS]:
         raise Odd("odd statements", f"emotions must be some of {', '.join(EMOTIONS)}, not {unknown[0]!r}")
-    given = "red_flags" in fields
+    urgent = (sentence for sentence in sentences(turns[-1]["content"], lang) if is_urgent(sentence))
     return {
         "topic": cleaned(topic)[0] if isinstance(topic, str) else "",
         "urgency": fields["urgency"] if fields.get("urgency") in get_args(Urgency) else "",
         "facts": _statements(fields, facts),
-        "red_flags": _statements(fields, "red_flags") if given else urgent_sentences(turns[-1]["content"]),
+        "red_flags": _statements(fields, "red_flags") if "red_flags" in fields else list(urgent),
         "emotions": emotions,
     }
 
