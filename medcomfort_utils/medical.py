@@ -151,7 +151,7 @@ def promises(text: str) -> list[str]:
 
 _SOFTENERS = set("please just do not never then and so also now instead always only simply or but today tonight first kindly".split())
 _ASKING = re.compile(
-    r"\b(?:(?P<firm>(?:should|must|ought to|had better|need to|needs to|have to|has to|may|can|could|might)(?: not)?)"
+    r"\b(?:(?:should|must|ought to|had better|need to|needs to|have to|has to|(?:you|he|she|they|we) (?:may|can|could|might))(?: not)?"
     r"|(?:no|not|any) (?:need|rush|hurry|reason|harm)(?: \w+)? to|(?:fine|okay|ok|all ?right|safe|free|better|best|wise|harmless|enough) to"
     r"|(?:advise|recommend|suggest|want|urge|like)(?: that)? you(?: to)?|i (?:would )?(?:suggest|recommend|advise)|why not|how about|consider"
     r"|would|try to|remember to|make sure to|be sure to|not have to|need not|let us)"
@@ -190,7 +190,7 @@ def _instructs(tokens: list[str]) -> bool:
         return False
     while tokens and tokens[0] in _SOFTENERS:
         tokens = tokens[1:]
-    verbs = [tokens[0]] if len(tokens) > 1 and tokens[1] not in ("is", "are", "was", "were", "can", "must", "of") else []
+    verbs = [tokens[0]] if len(tokens) > 1 and not tokens[0].endswith("ing") and tokens[1] not in ("is", "are", "was", "were", "can", "must", "of") else []
     verbs += [match["verb"] for match in _ASKING.finditer(said)]
     care = bool(_ABOUT.search(said) or clinical(said) - lexicon("figurative") or quantities(said))
     stems = {stem(verb) for verb in verbs}

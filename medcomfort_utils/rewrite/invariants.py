@@ -65,6 +65,12 @@ class Said:
         return [c for c in (*found, frozenset(clause)) if c]
 
     @cached_property
+    def conditions(self) -> list[str]:
+        """The tokens; "know if" is "know whether"."""
+        pairs = zip(["", *self.tokens], self.tokens, strict=False)
+        return ["whether" if token == "if" and stem(last) in lexicon("knowing") else token for last, token in pairs]
+
+    @cached_property
     def heads(self) -> dict[str, int]:
         """What a negation denies first, and where: "not stop", "no fever"."""
         found = {}
@@ -79,7 +85,8 @@ class Said:
         """Kind, key and neighbours of what must keep its neighbours."""
         for i, token in enumerate(self.tokens):
             for pair, sign in _poles().get(stem(token), ()):
-                yield pair, -sign if i in self.denied else sign, self._near(i)
+                denied = i in self.denied or self.tokens[i + 1 : i + 2] in (["no"], ["neither"], ["without"])  # "causes no harm"
+                yield pair, -sign if denied else sign, self._near(i)
             if token[0].isdigit():
                 yield "number", token, self._near(i)
 
@@ -99,7 +106,7 @@ class Said:
 @lru_cache(maxsize=1 << 16)
 def _content(token: str) -> str:
     if not token.isalpha() or len(token) < 2:
-        return ""
+        return token if token[0].isdigit() and token not in "01" else ""
     return medical.generic(token) or ("" if stem(token) in lexicon("function") else stem(token))
 
 
@@ -177,10 +184,10 @@ def changes(old: list[Said], new: list[Said], context: list[Said], text: list[Sa
     yield from _turned(old, new)
     yield from _denials(old, new)
     yield from _conditions(old, new)
-    found = frozenset().union(*(said.content for said in text))
+    letters = "".join(token for said in text for token in said.tokens)
     for said in old:
         for clause in said.clauses:
-            if len(clause) > 1 and len(clause & found) < LOST_CLAUSE * len(clause):
+            if len(clause) > 1 and sum(name[:6] in letters for name in clause) < LOST_CLAUSE * len(clause):
                 yield f"lost: {' '.join(sorted(clause))}"
 
 
@@ -240,29 +247,35 @@ def _by_kind(parts: list[Said]) -> dict[object, list[tuple[object, dict[str, flo
     return found
 
 
-def _affirmed(parts: list[Said]) -> set[str]:
-    return {name for said in parts for i, name in enumerate(said.stems) if name and i not in said.denied}
-
-
-def _denies_softly(parts: list[Said]) -> bool:
-    return any(stem(token) in lexicon("implicit_denials") for said in parts for token in said.tokens)
+def _softly(said: Said) -> set[int]:
+    """The places that a word like "avoid" or "instead of" denies: up to five tokens behind it."""
+    places, left = set(), 0
+    for i, token in enumerate(said.tokens):
+        left = 6 if stem(token) in lexicon("implicit_denials") else 0 if token in _BREAKS else max(left - 1, 0)
+        if left:
+            places.add(i)
+    return places
 
 
 def _denials(old: list[Said], new: list[Said]) -> Iterable[str]:
     before, after = ({name for said in side for name in said.heads} for side in (old, new))
     for heads, denied, other in ((before, after, new), (after, before, old)):
-        if turned := sorted(heads & _affirmed(other) - denied if not _denies_softly(other) else ()):
+        affirmed = {
+            name for said in other for i, name in enumerate(said.stems) if name and i not in said.denied | _softly(said)
+        }
+        if turned := sorted(heads & affirmed - denied):
             yield f"{'lost' if other is new else 'new'} negation: {', '.join(turned)}"
     explicit = [any(token in DENYING for said in side for token in said.tokens) for side in (old, new)]
-    if before and not explicit[1] and not _denies_softly(new):
+    softly = [any(map(_softly, side)) for side in (old, new)]
+    if before and not explicit[1] and not softly[1]:
         yield f"lost negation: {', '.join(sorted(before))}"
-    if after and not explicit[0] and not _denies_softly(old) and after & {n for said in old for n in said.content}:
+    if after and not explicit[0] and not softly[0] and after & {name for said in old for name in said.content}:
         yield f"new negation: {', '.join(sorted(after))}"
 
 
 def _conditions(old: list[Said], new: list[Said]) -> Iterable[str]:
     strict, loose = (frozenset(words.split()) for words in medical.word_lists()["conditions"])
-    before, after = ({token for said in side for token in said.tokens} for side in (old, new))
+    before, after = ({token for said in side for token in said.conditions} for side in (old, new))
     if "unless" in before ^ after and not (before if "unless" in after else after) & (DENYING | {"until", "except"}):
         yield "if and unless exchanged"
     if before & strict and not after & (strict | loose):
