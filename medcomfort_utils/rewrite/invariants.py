@@ -20,7 +20,7 @@ LOST_CLAUSE = 0.2  # the same for a clause
 NEAR = 8  # tokens to each side that are a mark's neighbours
 MOST = 300  # marks of a kind that are compared: gates stay linear in the length of a text
 _TIME = {"minute", "second", "day", "month", "year", "night"}
-ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "puff")} | {("60", "minute"), ("7", "day")}  # "a day", "an hour": often no number at all
+ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "puff")} | {("60", "minute"), ("7", "day"), ("2", "times")}  # "a day", "an hour": often no number at all
 _BREAKS = frozenset(", ; : ( ) and but or which because as so while when if unless since though although".split())
 _ENDS = frozenset(", ; : ( ) . ? ! then but because".split())
 _LOOSE = frozenset("when whenever once until while case whether otherwise where depending for with in during without even though only unless if as".split())
@@ -130,7 +130,7 @@ class Said:
                 close = DENYING & {*self.tokens[max(0, i - 3) : i]} if i in self.denied else ()
                 denied = close or self.tokens[i + 1 : i + 2] in (["no"], ["neither"], ["without"])  # "causes no harm"
                 yield pair, -sign if denied and pair in _FLIPPING else sign, self._near(i)
-            if token[0].isdigit():
+            if token[0].isdigit() and token not in ("0", "1"):
                 yield "number", token, self._near(i)
 
     def _near(self, place: int) -> dict[str, float]:
