@@ -177,6 +177,8 @@ class Alignment:
             for name in said.content:
                 self.places[name].append(i)
         self.own = [said for said in self.new if not self._stands_for_one(said)]
+        own = set(map(id, self.own))
+        self.reworded = [said for said in self.new if id(said) not in own]
 
     def _weight(self, name: str) -> float:
         return 1 / len(self.places.get(name, ".")) ** 0.5
@@ -229,7 +231,7 @@ class Alignment:
 
     def _turned(self) -> Iterable[str]:
         """Marks that have the neighbours of their opposite, or that exchanged their neighbours."""
-        before, after = _by_kind(self.source), _by_kind(self.new)
+        before, after = _by_kind(self.source), _by_kind(self.reworded)
         for kind in before.keys() & after.keys():
             for sign, near in after[kind] if kind != "number" else ():
                 likeness = {1: 0.0, -1: 0.0}
@@ -247,7 +249,7 @@ class Alignment:
                     yield f"exchanged: {one} and {other}" if kind == "number" else "exchanged: " + " ".join(first[one])
 
     def _denials(self) -> Iterable[str]:
-        before, after = (frozenset(name for said in side for name in said.heads) for side in (self.old, self.new))
+        before, after = (frozenset(n for said in side for n in said.heads) for side in (self.old, self.reworded))
         for heads, denied, other, fault in (
             (before, after, self.text, "lost"),
             (after, before, self.source, "new"),
@@ -257,8 +259,7 @@ class Alignment:
                 yield f"{fault} negation: {', '.join(turned)}"
 
     def _conditions(self, question: bool) -> Iterable[str]:
-        reworded = [said for said in self.new if said not in self.own]
-        before, after = ([c for said in side for c in said.conditions] for side in (self.old, reworded))
+        before, after = ([c for said in side for c in said.conditions] for side in (self.old, self.reworded))
         for sign, clause in before:
             if like := [s for s, other in after if len(clause & other) > 0.5 * min(len(clause), len(other))]:
                 if sign not in like and "if" in (sign, *like):
