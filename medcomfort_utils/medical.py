@@ -156,6 +156,7 @@ def promises(text: str) -> list[str]:
     return [s for s, w in said if (found := _PROMISE.search(w)) and not _NO_PROMISE.search(w[: found.end()])]
 
 
+_PREDICATES = {"is", "are", "was", "were", "can", "must", "of"}
 _SOFTENERS = set("please just do not never then and so also now instead always only simply or but today tonight first kindly".split())
 _ASKING = re.compile(
     r"\b(?:(?:should|must|ought to|had better|need to|needs to|have to|has to|(?:you|he|she|they|we) (?:may|can|could|might))(?: not)?"
@@ -168,9 +169,21 @@ _KIND = re.compile(
     r"\b(?:tak(?:e|ing) (?:good |great )?(?:care|heart|comfort|courage|your time|all the time|time|a moment|an? \w*? ?breath|it (?:one|slow|easy)"
     r"|things|one|each|in|pride)|let'?s\b|let (?:me|us|yourself|your \w+ (?:out|come))|giv(?:e|ing) yourself|go (?:easy|gently|slowly|through)"
     r"|have (?:patience|faith|hope|courage|to (?:be|go|face|carry|live))|rest assured|keep (?:in mind|going|talking|asking|hoping)|stop \w+ing yourself|drop me"
-    r"|(?:call|give) (?:me|yourself|up hope)|see (?:how|why|that|you|yourself|the|what)|get through|go(?:ing)? (?:through|on)|have been|get (?:used|over))\b"
+    r"|(?:call|give) (?:me|yourself|up hope)|see (?:how|why|that|you|yourself|the|what)|get through|go(?:ing)? (?:through|on)|have been|with you|get (?:used|over))\b"
 )
-_ABOUT = re.compile(r"\b(?:doctors?|gp|medicines?|medication|tablets?|pills?|dose|it|them|tests?|treatment|care|hospital|days?|weeks?|months?)\b")
+_ABOUT = re.compile(
+    r"\b(?:doctors?|gp|medic\w+|drugs?|tablets?|pills?|dose|doses|course|tests?|treatment|care|hospital|specialist|clinic|nurse|check(?:-?ups?)?|follow-?ups?"
+    r"|appointment|referral|surgery|ambulance|a ?& ?e|emergency|symptoms?|pain|visits?|steroids?|examine\w*|attend)\b"
+)
+_EXCUSE = re.compile(
+    r"\b(?:no (?:\w+ )?(?:need|hurry|rush|point|use|reason|attention)|unnecessary|(?:not|no longer|nobody|no one|hardly|never) (?:\w+ )?(?:needs?|necessary|required|mention|have to"
+    r"|has to|worth)|need not|needs? no|optional|pointless|waste|overreact\w*|only for|left out|best left|(?:do|doing|be fine) without|early enough|own choice|pushed? through"
+    r"|can (?:\w+ )?(?:wait|be (?:stopped|skipped|left))|perfectly (?:okay|ok|fine|safe))\b"
+)
+_IDLE = re.compile(
+    r"\b(?:hold(?:ing)? off|rid(?:e|ing) it out|run (?:its|their) course|wait and see|do nothing|carry on as if|(?:no|not any) (?:\w+ )?(?:rush|hurry) (?:with|to get)"
+    r"|give it (?:another|a few|some more) (?:day|week|month)s?|sit it out|forget about the|can safely wait|ignore the)\b"
+)
 
 
 def clinical(text: str) -> frozenset[str]:
@@ -193,12 +206,18 @@ def instructions(text: str) -> list[str]:
 
 def _instructs(tokens: list[str]) -> bool:
     said = " ".join(tokens)
+    care = bool(_ABOUT.search(said) or clinical(said) - lexicon("figurative"))
+    if _IDLE.search(said) or (care and _EXCUSE.search(said)):
+        return True
     if _KIND.search(said):
         return False
     while tokens and tokens[0] in _SOFTENERS:
         tokens = tokens[1:]
-    verbs = [tokens[0]] if len(tokens) > 1 and not tokens[0].endswith("ing") and tokens[1] not in ("is", "are", "was", "were", "can", "must", "of") else []
-    verbs += [match["verb"] for match in _ASKING.finditer(said)]
-    care = bool(_ABOUT.search(said) or clinical(said) - lexicon("figurative") or quantities(said))
-    stems = {stem(verb) for verb in verbs}
-    return bool(stems & lexicon("deeds") or (care and stems & lexicon("soft_deeds")))
+    led = len(tokens) > 1 and not tokens[0].endswith("ing") and tokens[1] not in _PREDICATES
+    orders = {stem(tokens[0])} if led else set()
+    asked = {stem(match["verb"]) for match in _ASKING.finditer(said)}
+    care |= bool(re.search(r"\b(?:it|them)\b", said))
+    return bool(
+        (orders | asked) & lexicon("deeds")
+        or (care and ((orders | asked) & lexicon("soft_deeds") or (_ABOUT.search(said) and asked - lexicon("social_verbs"))))
+    )

@@ -1,5 +1,6 @@
 """Quantities: numbers with their units and bounds, in one form whatever the spelling."""
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -85,6 +86,7 @@ def _number(match: re.Match) -> str:
     return str(many * (100 if match["of"] == "hundred" else 1000) + few)
 
 
+@functools.lru_cache(maxsize=8192)
 def unified(text: str) -> str:
     """The text in lower case with numbers, fractions, exponents and Latin dosing in one form: `tds` is `3 times a day`."""
     text = re.sub(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(_RAISED), opened(text))

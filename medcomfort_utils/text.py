@@ -11,6 +11,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 _FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, explain=False)  # wide marks are Chinese
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)(?:\s+[\w:-]+\s*=[^<>]{0,500})?\s*/?>")
+_UNUSUAL = re.compile(r"[<&`\x00-\x08\x0b-\x1f\x7f]")
 _INLINE = {"a", "b", "i", "u", "em", "strong", "span", "font", "small", "sub", "big", "code"}
 _NAMES = str.maketrans({
     **dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032", "'"), **dict.fromkeys("\u201c\u201d\u201f\u2033", '"'),
@@ -39,6 +40,8 @@ def normalise(text: str) -> str:
 
     `10<sup>9</sup>` becomes `10^9`. Line breaks stay, wide Chinese marks too. Linear in the length of the text.
     """
+    if text.isascii() and not _UNUSUAL.search(text):  # most texts: nothing to mend but blanks
+        return _blanks(text)
     before = None
     for _ in range(4):
         if text == before:
@@ -49,6 +52,10 @@ def normalise(text: str) -> str:
     text = ftfy.fix_text(text, _FTFY).translate(_NAMES)
     text = re.sub(r"(?<=\w)\u200d|\u200d(?=\w)|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
     text = re.sub(r"(?<!\u2014)\u2014(?!\u2014)", " - ", text)
+    return _blanks(text)
+
+
+def _blanks(text: str) -> str:
     return re.sub(r" ?\n ?", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
 
 
@@ -134,6 +141,7 @@ _SHORT = [
 ]
 
 
+@functools.lru_cache(maxsize=8192)
 def opened(text: str) -> str:
     """The text in one case with its contractions of "not" opened: `Dont`, `can't`, `isnt` deny too."""
     text = normalise(text).lower()

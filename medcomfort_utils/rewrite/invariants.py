@@ -20,7 +20,7 @@ LOST_CLAUSE = 0.2  # the same for a clause
 NEAR = 8  # tokens to each side that are a mark's neighbours
 MOST = 300  # marks of a kind that are compared: gates stay linear in the length of a text
 _TIME = {"minute", "second", "day", "month", "year", "night"}
-ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "puff")} | {("60", "minute"), ("7", "day")}  # "a day", "an hour": often no number at all
+ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "puff")} | {("60", "minute"), ("7", "day"), ("2", "times")}  # "a day", "an hour": often no number at all
 _BREAKS = frozenset(", ; : ( ) and but or which because as so while when if unless since though although".split())
 _ENDS = frozenset(", ; : ( ) . ? ! then but because".split())
 _LOOSE = frozenset("when whenever once until while case whether otherwise where depending for with in during without even though only unless if as".split())
@@ -130,7 +130,7 @@ class Said:
                 close = DENYING & {*self.tokens[max(0, i - 3) : i]} if i in self.denied else ()
                 denied = close or self.tokens[i + 1 : i + 2] in (["no"], ["neither"], ["without"])  # "causes no harm"
                 yield pair, -sign if denied and pair in _FLIPPING else sign, self._near(i)
-            if token[0].isdigit():
+            if token[0].isdigit() and token not in ("0", "1"):
                 yield "number", token, self._near(i)
 
     def _near(self, place: int) -> dict[str, float]:
@@ -177,6 +177,8 @@ class Alignment:
             for name in said.content:
                 self.places[name].append(i)
         self.own = [said for said in self.new if not self._stands_for_one(said)]
+        own = set(map(id, self.own))
+        self.reworded = [said for said in self.new if id(said) not in own]
 
     def _weight(self, name: str) -> float:
         return 1 / len(self.places.get(name, ".")) ** 0.5
@@ -229,7 +231,7 @@ class Alignment:
 
     def _turned(self) -> Iterable[str]:
         """Marks that have the neighbours of their opposite, or that exchanged their neighbours."""
-        before, after = _by_kind(self.source), _by_kind(self.new)
+        before, after = _by_kind(self.source), _by_kind(self.reworded)
         for kind in before.keys() & after.keys():
             for sign, near in after[kind] if kind != "number" else ():
                 likeness = {1: 0.0, -1: 0.0}
@@ -247,7 +249,7 @@ class Alignment:
                     yield f"exchanged: {one} and {other}" if kind == "number" else "exchanged: " + " ".join(first[one])
 
     def _denials(self) -> Iterable[str]:
-        before, after = (frozenset(name for said in side for name in said.heads) for side in (self.old, self.new))
+        before, after = (frozenset(n for said in side for n in said.heads) for side in (self.old, self.reworded))
         for heads, denied, other, fault in (
             (before, after, self.text, "lost"),
             (after, before, self.source, "new"),
@@ -257,8 +259,7 @@ class Alignment:
                 yield f"{fault} negation: {', '.join(turned)}"
 
     def _conditions(self, question: bool) -> Iterable[str]:
-        reworded = [said for said in self.new if said not in self.own]
-        before, after = ([c for said in side for c in said.conditions] for side in (self.old, reworded))
+        before, after = ([c for said in side for c in said.conditions] for side in (self.old, self.reworded))
         for sign, clause in before:
             if like := [s for s, other in after if len(clause & other) > 0.5 * min(len(clause), len(other))]:
                 if sign not in like and "if" in (sign, *like):
