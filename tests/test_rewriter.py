@@ -284,4 +284,9 @@ def test_patient_text_is_shown_as_text():
     row = show.wording([(dialogue(), emotional)]).iloc[0]
     assert row["kept_runs"] == 1 and row["own_words"] == sum(len(s.say.split()) for s in emotional.segments)
     assert show.variety(["One thing.", "One thing."], limit=1).texts[0] == 1
-    assert show.feelings(["I am worried.", "so Worried and alone"]).to_dict() == {"worried": 2, "alone": 1}
+    worried = emotional.model_copy(
+        update={"messages": [Message(role="user", content="I am Worried."), *emotional.messages[1:]]}
+    )
+    assert show.feelings([(dialogue(), worried), (dialogue(question="I am worried."), worried)]).to_dict() == {
+        "worried": 1
+    }

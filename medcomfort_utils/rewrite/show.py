@@ -107,12 +107,17 @@ def _runs(text: str, size: int = 4) -> set[tuple[str, ...]]:
     return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}
 
 
-def feelings(texts: Iterable[str], lang: str = "en") -> pd.Series:
-    """In how many of the texts each feeling word that the prompt names stands, the most frequent first."""
+def feelings(pairs: Iterable[tuple[Dialogue, Rewrite]], lang: str = "en") -> pd.Series:
+    """How many rewritten questions have a feeling word of the prompt more often than their sources, by word."""
     listed = dict.fromkeys(word for told in prompts.feeling_words(lang).values() for word in told.split(", "))
     patterns = {word: re.compile(rf"\b{re.escape(word)}\b", re.I) for word in listed}
-    counts = Counter(word for text in texts for word, pattern in patterns.items() if pattern.search(text))
-    return pd.Series(dict(counts.most_common()), name="texts", dtype=int)
+    counts = Counter(
+        word
+        for source, rewrite in pairs
+        for word, pattern in patterns.items()
+        if len(pattern.findall(rewrite.question)) > len(pattern.findall(source.question))
+    )
+    return pd.Series(dict(counts.most_common()), name="questions", dtype=int)
 
 
 def reasons(rejected: Iterable[Rewrite], limit: int = 8) -> pd.DataFrame:
