@@ -16,7 +16,8 @@ from itertools import islice
 import pytest
 from servers import FAULTS, Reply, StubServer
 
-from medcomfort_utils.llm import Cache, Client, Failure, Request, Response, Settings, limits, parse
+from medcomfort_utils.llm import Cache, Client, Failure, Request, Response, Settings, parse
+from medcomfort_utils.llm import client as limits
 from medcomfort_utils.llm.server import _key_for, checked_address
 from medcomfort_utils.paths import ROOT, MedComfortError
 

@@ -1,0 +1,147 @@
+"""What the calls of a run may cost, what they did cost, and what is still to pay."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from medcomfort_utils.llm.cache import CHUNK, FAILED, Cache, Request, Response, estimated_tokens
+from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.schema import Settings
+
+SHARE = 0.34  # tokens of an answer for each token of its prompt: so long are the responses of MedComfort-mini
+ENOUGH = 20  # recorded responses that say better than SHARE how long answers are
+
+
+class Stopped(MedComfortError):  # noqa: N818 - a state, not a mistake
+    """No more calls are made: the budget is used up, the server refuses them all, or a response is not recorded."""
+
+
+@dataclass
+class Budget:
+    """What may be spent and what was: tokens, and cost at prices per million tokens. A limit of 0 is none.
+
+    A call reserves the most it can cost before it is made, so that the limits are not overrun by calls under way;
+    what it really took is booked after. Calls that bring no answer are not counted: the server does not say what
+    they took.
+    """
+
+    max_cost: float = 0.0
+    max_tokens: int = 0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __post_init__(self):
+        self._under_way, self._tokens, self._cost = 0, 0, 0.0  # set aside
+        self.changed = asyncio.Event()  # an event belongs to one loop: each run of the client sets a new one
+
+    @property
+    def priced(self) -> bool:
+        """Whether there is a price, so that a cost means something."""
+        return bool(self.price_in or self.price_out)
+
+    @property
+    def cost(self) -> float:
+        """Spent so far, in the currency of the prices."""
+        return self.cost_of(self.prompt_tokens, self.completion_tokens)
+
+    def cost_of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The cost of so many tokens."""
+        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
+
+    @asynccontextmanager
+    async def room(self, prompt_tokens: int, completion_tokens: int) -> AsyncIterator[None]:
+        """Set the most aside that a call can take; waits for calls under way where that decides. Raises Stopped."""
+        tokens, cost = prompt_tokens + completion_tokens, self.cost_of(prompt_tokens, completion_tokens)
+        while over := self._over(tokens, cost):
+            if not self._under_way:
+                raise Stopped(
+                    f"The budget is used up: the next call could go over {over} (spent so far: {self}). All "
+                    "responses are kept; start again, with a new budget, to go on where this stopped."
+                )
+            self.changed.clear()
+            await self.changed.wait()
+        self._under_way, self._tokens, self._cost = self._under_way + 1, self._tokens + tokens, self._cost + cost
+        try:
+            yield
+        finally:
+            self._under_way, self._tokens, self._cost = self._under_way - 1, self._tokens - tokens, self._cost - cost
+            self.changed.set()
+
+    def _over(self, tokens: int, cost: float) -> str:
+        """The limit that `tokens` and `cost` more would break, or nothing."""
+        spent = self.prompt_tokens + self.completion_tokens + self._tokens
+        if self.max_tokens and spent + tokens > self.max_tokens:
+            return f"max_tokens_total = {self.max_tokens}"
+        if self.max_cost and self.cost + self._cost + cost > self.max_cost:
+            return f"max_cost = {self.max_cost:g}"
+        return ""
+
+    def book(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count an answered call."""
+        self.calls += 1
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+
+    def __str__(self) -> str:
+        tokens = self.prompt_tokens + self.completion_tokens
+        return f"{self.calls:,} calls, {tokens:,} tokens" + (f", cost {self.cost:.4f}" if self.priced else "")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is still to pay. `longest_tokens` and `highest_cost`: were each answer as long as `max_tokens` allows.
+
+    Costs are None where no price was given.
+    """
+
+    calls: int
+    cached: int
+    prompt_tokens: int
+    completion_tokens: int
+    longest_tokens: int
+    cost: float | None
+    highest_cost: float | None
+
+    def __str__(self) -> str:
+        cost = "no price was given"
+        if self.cost is not None:
+            cost = f"cost about {self.cost:.2f} (at most {self.highest_cost:.2f})"
+        return (
+            f"{self.calls:,} calls to make ({self.cached:,} more are in the cache), about {self.prompt_tokens:,} "
+            f"prompt and {self.completion_tokens:,} completion tokens (at most {self.longest_tokens:,}), {cost}"
+        )
+
+
+def estimate(requests: Iterable[Request], cache: Cache, settings: Settings, share: float = SHARE) -> Estimate:
+    """What these requests would still cost, read lazily; a request that stands there twice counts twice.
+
+    Prompts have about a token for four bytes. Answers are expected to be as long, against their prompts, as those of
+    the requests that are on record; where fewer than `ENOUGH` are, `share` is taken. Retries and repairs come on top.
+    """
+    prices = {"price_in": settings.price_in, "price_out": settings.price_out}
+    requests, known, missing, longest = iter(requests), Budget(), Budget(**prices), 0
+    while chunk := list(islice(requests, CHUNK)):
+        recorded = {} if settings.mode == "record" else cache.get_many(request.key for request in chunk)
+        for request in chunk:
+            response = recorded.get(request.key)
+            if response is None or response.finish_reason == FAILED:
+                missing.book(request.prompt_tokens, 0)
+                longest += request.completion_tokens
+            else:
+                known.book(request.prompt_tokens, tokens(request, response)[1])
+    if known.calls >= ENOUGH:
+        share = known.completion_tokens / known.prompt_tokens
+    expected = min(longest, round(missing.prompt_tokens * share))
+    costs = [missing.cost_of(missing.prompt_tokens, n) if missing.priced else None for n in (expected, longest)]
+    return Estimate(missing.calls, known.calls, missing.prompt_tokens, expected, longest, *costs)
+
+
+def tokens(request: Request, response: Response) -> tuple[int, int]:
+    """Tokens of prompt and answer: as recorded, else estimated (a response may have come from no server)."""
+    written = response.completion_tokens or estimated_tokens(response.text)
+    return response.prompt_tokens or request.prompt_tokens, written
