@@ -6,11 +6,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -20,7 +19,6 @@ from medcomfort_utils.paths import MedComfortError, existing, replacing, resolve
 FAILED = "failed"  # the `finish_reason` under which a failure stands in the record
 BYTES_PER_TOKEN = 4  # a rule of thumb, good enough for an estimate: 4 letters of English, 1.3 characters of Chinese
 PATIENCE = 60.0  # seconds to wait while another process writes
-CHUNK = 500  # keys a query; SQLite takes 999 in its oldest builds
 REPAIR = (
     "Your last answer cannot be used: {problem}\n"
     "Answer once more: only the corrected JSON object, complete, with no text before or after it."
@@ -157,17 +155,9 @@ class Cache:
 
     def get(self, key: str) -> Response | None:
         """The recorded response, or None."""
-        return self.get_many([key]).get(key)
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, Response]:
-        """The recorded responses among `keys`."""
-        recorded, keys = {}, iter(keys)
-        while chunk := list(islice(keys, CHUNK)):
-            marks = ", ".join("?" * len(chunk))
-            with self._lock, self._explained():
-                rows = self._db.execute(f"SELECT {COLUMNS} FROM responses WHERE key IN ({marks})", chunk).fetchall()
-                recorded.update((row[0], Response(**_fields(row), cached=True)) for row in rows)
-        return recorded
+        with self._lock, self._explained():
+            row = self._db.execute(f"SELECT {COLUMNS} FROM responses WHERE key = ?", (key,)).fetchone()
+            return Response(**_fields(row), cached=True) if row else None
 
     def put_many(self, responses: Mapping[str, Response], overwrite: bool = False) -> dict[str, Response]:
         """Commit the responses together; returns what the record now holds for these keys.
@@ -182,7 +172,7 @@ class Cache:
                 row = (key, *(getattr(response, field) for field in FIELDS[1:]))
                 if not self._db.execute(insert, row).rowcount:
                     kept.append(key)
-        return {**responses, **self.get_many(kept)}
+        return {**responses, **{key: self.get(key) for key in kept}}
 
     def export_jsonl(self, path: str | Path) -> int:
         """Write all responses, sorted by key, one a line; returns how many. Equal content gives equal bytes."""

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from medcomfort_utils.llm.budget import SHARE, Budget, Estimate, Stopped, estimate, tokens
 from medcomfort_utils.llm.cache import FAILED, Cache, Failure, Request, Response
+from medcomfort_utils.llm.limits import SHARE, Budget, Estimate, Stopped, estimate, tokens
 from medcomfort_utils.llm.server import Again, Server
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.schema import Settings
@@ -42,7 +42,7 @@ class Run:
         self.server: Server | None = None  # connected at the first call: a run from the cache needs none
         self.missing: list[str] = []  # rows without a recorded response, in a replay
         self.answered = self.recalled = self.refused = self.unanswered = self.in_a_row = 0
-        self.last = ""  # failure
+        self.last = ""  # reason of a failure
 
     def stop(self, reason: str) -> Stopped:
         """No more calls from here on, for the first reason given; who waits goes on at once."""
@@ -65,11 +65,21 @@ class Run:
         self.refused, self.unanswered = self.refused + (not unanswered), self.unanswered + unanswered
         self.in_a_row, self.last = self.in_a_row + 1, outcome.reason
         if self.in_a_row >= (FAILURES if self.answered + self.recalled else FIRST_FAILURES):
-            raise Stopped(f"The last {self.in_a_row} calls all failed ({outcome.reason}): see to that, and start again.")
+            raise Stopped(f"{self.in_a_row} calls failed, one after the other: {self.last}.")
 
-    def mostly_failed(self) -> bool:
-        """Whether most calls failed; a row that is refused for its own sake may be so in each run."""
-        return self.refused > self.answered + self.recalled or self.unanswered > self.answered
+    def shortfall(self, cache: Cache) -> str:
+        """Why results are missing, if any are. A row that is refused for its own sake may be so in each run."""
+        if self.missing:
+            shown = ", ".join(self.missing[:SHOWN]) + (", ..." if len(self.missing) > SHOWN else "")
+            return (
+                f"{len(self.missing):,} rows have no recorded response in {tidy(cache.path)} ({shown}), which holds "
+                f"{cache.summary()}: replay with the model, prompts and sampling of the record, import the record "
+                "they stand in, or run in mode auto to ask for them."
+            )
+        if not self.stopped and (self.refused > self.answered + self.recalled or self.unanswered > self.answered):
+            failed = self.refused + self.unanswered
+            return f"{failed:,} of {failed + self.answered:,} calls failed; the last: {self.last}."
+        return self.stopped
 
 
 class Client:
@@ -91,7 +101,7 @@ class Client:
         self._run: Run | None = None
 
     def estimate(self, requests: Iterable[Request], share: float = SHARE) -> Estimate:
-        """What these requests would still cost: see `budget.estimate`."""
+        """What these requests would still cost: see `limits.estimate`."""
         return estimate(requests, self.cache, self.settings, share)
 
     def run(
@@ -118,7 +128,8 @@ class Client:
                         yield from self._results(window.popleft(), bar)
             while window:
                 yield from self._results(window.popleft(), bar)
-        if reason := self._shortfall(run):
+        self.unanswered = run.unanswered
+        if reason := run.shortfall(self.cache):
             raise Stopped(reason)
 
     def _results(self, future: Future, bar: tqdm) -> Iterator[Result]:
@@ -138,21 +149,6 @@ class Client:
                 with suppress(Stopped):
                     results.append(await work(row))
         return results
-
-    def _shortfall(self, run: Run) -> str:
-        """Why results are missing, if any are."""
-        self.unanswered = run.unanswered
-        if run.missing:
-            shown = ", ".join(run.missing[:SHOWN]) + (", ..." if len(run.missing) > SHOWN else "")
-            return (
-                f"{len(run.missing):,} rows have no recorded response in {tidy(self.cache.path)} ({shown}), which holds "
-                f"{self.cache.summary()}: replay with the model, prompts and sampling of the record, import the record "
-                "they stand in, or run in mode auto to ask for them."
-            )
-        if not run.stopped and run.mostly_failed():
-            failed = run.refused + run.unanswered
-            return f"{failed:,} of {failed + run.answered:,} calls failed (the last: {run.last}): see to that, and start again."
-        return run.stopped
 
     @contextmanager
     def _running(self) -> Iterator[Run]:

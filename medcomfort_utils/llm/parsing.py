@@ -1,4 +1,4 @@
-"""Reads the JSON object out of what a language model wrote, and says what is wrong where there is none."""
+"""Reads what a language model wrote: the text of its message, and the JSON object in it, or what is wrong there."""
 
 import json
 import re
@@ -146,3 +146,29 @@ def _validator(schema: str) -> Draft202012Validator:
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_PROBLEM else f"{text[:LONGEST_PROBLEM]}…"
+
+
+def written(message: dict, schema: dict | None) -> str:
+    """The answer in a message: its content, or the parts of it that are text; or the object that stands elsewhere."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
+        content = "".join(str(part.get("text") or "") for part in parts)
+    if isinstance(content, str) and content.strip():
+        return content
+    for other in _elsewhere(message) if schema else ():
+        try:
+            parse(other, schema)
+            return other
+        except Unparsable:
+            continue
+    return ""
+
+
+def _elsewhere(message: dict) -> list[str]:
+    """Where servers put an answer by mistake: the arguments of a tool call, the reasoning."""
+    calls = message["tool_calls"] if isinstance(message.get("tool_calls"), list) else []
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] + [message.get("function_call")]
+    others = [function.get("arguments") for function in functions if isinstance(function, dict)]
+    others += [message.get("reasoning_content"), message.get("reasoning")]
+    return [other if isinstance(other, str) else json.dumps(other) for other in others if other]

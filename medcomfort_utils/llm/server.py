@@ -1,24 +1,19 @@
-"""One OpenAI-compatible server: how fast it may be asked, what it takes, and what each of its answers means."""
+"""One OpenAI-compatible server: what it takes, and what each of its answers means."""
 
-import asyncio
 import json
 import logging
-import math
 import os
 import re
 import urllib.request
 import zlib
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from medcomfort_utils.llm.budget import Stopped
 from medcomfort_utils.llm.cache import FAILED, Failure, Request, Response, estimated_tokens
-from medcomfort_utils.llm.parsing import Unparsable, parse
+from medcomfort_utils.llm.limits import PATIENCE, Pace, Stopped, retry_after
+from medcomfort_utils.llm.parsing import written
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.schema import Settings
 
@@ -28,9 +23,7 @@ ADDRESSES = ("MEDCOMFORT_BASE_URL", "OPENAI_BASE_URL")
 LARGEST = 2**22  # bytes of a decoded body; no answer that is asked for here comes near
 LONGEST_REASON = 300  # characters of a server's own words that are kept, cut after the key was taken out
 LONGEST_PAUSE = 600.0  # seconds that a server may ask to wait before it is better to stop
-ABSURD = 30 * 86400.0  # seconds; a longer wait is a mistake of the server
-PATIENCE = 120.0  # seconds of nothing but "slow down": two of the windows in which most servers count
-RETRYABLE = (408, 409, 425, 429)  # and those from 500 on but 501 and 505: the same request may succeed later
+RETRYABLE = (408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)  # may succeed later
 MOVED = "sends the call elsewhere ({status}), where patients' texts may not belong: set base_url to where it should go"
 FATAL = {
     **dict.fromkeys((301, 302, 303, 307, 308), MOVED),
@@ -41,10 +34,10 @@ FATAL = {
     404: "has nothing there (404): check the model '{model}' and base_url, which mostly ends in /v1",
     405: "has no chat completions there (405): check base_url, which mostly ends in /v1",
 }
-# What servers say of a request that they do not take as it is.
+# What servers say of a request that they do not take as it is, and how it is changed then.
 MODERATED = re.compile(r"moderat|flagged|content.?(policy|filter|management)|safety", re.I)
-NO_SYSTEM = re.compile(r"system.{0,3} (role|message|prompt|turn)|role.{0,20}system|developer instruct|must alternate", re.I)
-UNSUPPORTED = re.compile(r"unsupported|support|unknown|unrecogni[sz]ed|unexpected|not (allowed|permitted)|only", re.I)
+NO_SYSTEM = re.compile(r"\bsystem\W* (role|message|prompt|turn)|role.{0,20}system|developer inst|must alternate", re.I)
+UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|unexpected|not (allowed|permitted)|only", re.I)
 NO_SCHEMA = re.compile(r"grammar|schema|response.?format|structured|guided|json", re.I)
 DESCRIBE = "\n\nAnswer with one JSON object that fits this JSON schema, and with no text before or after it:\n{schema}"
 CHANGED = {
@@ -71,57 +64,6 @@ class Refusal:
     status: int
     words: str
     wait: float | None = None
-
-
-class Pace:
-    """When the next call may go: one by one, within the limits a minute, and no faster than the server grants.
-
-    A refusal (429) sets the gap between calls to about the time that an answer has taken on average so far, and keeps
-    all back for an eighth of it or of the silence; each answer narrows the gap, the more slowly the longer the pause.
-    """
-
-    def __init__(self, settings: Settings, pause: Callable[[float], Awaitable]):
-        self._clock, self._pause = asyncio.get_running_loop().time, pause
-        self._least, self._each_token = (
-            60 / limit if limit else 0.0 for limit in (settings.requests_per_minute, settings.tokens_per_minute)
-        )
-        self.gap, self.answers, self._calm, self._queue = self._least, 0, 0.0, asyncio.Lock()
-        self._next = self._tokens = self._held = self._refused = self._clock()
-        self._answered = deque([self._clock()], maxlen=1000)
-
-    async def turn(self, tokens: int) -> float:
-        """Wait until a call of so many tokens may go, first come, first served; returns when it goes."""
-        async with self._queue:
-            while (wait := max(self._next, self._tokens) - self._clock()) > 0:
-                await self._pause(wait)
-            now = self._clock()
-            self._next = max(self._next, now - self.gap / 4) + self.gap
-            self._tokens = max(self._tokens, now) + tokens * self._each_token
-            return now
-
-    def answered(self, unused: int) -> None:
-        """A call was answered; `unused` of its tokens were not needed."""
-        self.answers += 1
-        self._answered.append(self._clock())
-        self._tokens -= max(0, unused) * self._each_token
-        self._calm -= 1
-        if self._calm < 0:
-            self.gap = max(self._least, self.gap * (0.995 if self._calm > -40 else 0.97))
-
-    def refused(self, left: float, wait: float | None) -> bool:
-        """The call that went at `left` was too early; whether nothing has been answered for so long that it is of no use."""
-        now = self._clock()
-        if left >= self._refused:  # a call that left before the last refusal was heard says nothing new
-            self._refused = now
-            granted = (now - self._answered[0]) / len(self._answered)
-            self.gap = max(self._least, granted * 0.8, min(self.gap * 1.05, granted * 2))
-            hold = max(self.gap, now - self._answered[-1]) / 8
-            self._calm = 10 * max(hold, wait or 0) / self.gap if self.gap else 0
-            self._next = max(self._next, now + hold)
-        if wait:
-            self._held = max(self._held, now + wait)
-            self._next = max(self._next, self._held)
-        return now - max(self._answered[-1], self._held) > PATIENCE
 
 
 class Server:
@@ -199,12 +141,14 @@ class Server:
     def _meaning(self, request: Request, refusal: Refusal, left: float) -> Failure | Again:
         """What an error means for the row; Stopped if it means the same for all rows."""
         status, words, wait = refusal.status, refusal.words, refusal.wait
-        own = status == 403 and (self.pace.answers or MODERATED.search(words))
-        if status in FATAL and not own:
-            raise Stopped(f"{self.base_url} {FATAL[status].format(model=request.model, status=status)}; it says: {words}.")
+        if status == 403 and (self.pace.answers or MODERATED.search(words)):
+            return Failure(f"the server refused the request (403): {words}")
+        if status in FATAL:
+            why = FATAL[status].format(model=request.model, status=status)
+            raise Stopped(f"{self.base_url} {why}; it says: {words}.")
         if "insufficient_quota" in words:
             raise Stopped(f"{self.base_url} says that the account has no quota left ({status}).")
-        if status not in RETRYABLE and (status < 500 or status in (501, 505)):
+        if status not in RETRYABLE:
             return Failure(f"the server refused the request ({status}): {words}")
         if wait is not None and wait > LONGEST_PAUSE:
             raise Stopped(f"{self.base_url} asks to wait {wait:.0f} s ({status}): start again then to go on from here.")
@@ -231,7 +175,7 @@ class Server:
         if http.status >= 300:
             return Refusal(http.status, self._words(content), retry_after(http.headers))
         if len(content) > LARGEST:
-            self._booked(request, None, content)
+            self._booked(request, None, content.decode("utf-8", "replace"))
             return Failure(f"the server's answer is larger than {LARGEST // 2**20} MB")
         return self._read(request, content)
 
@@ -239,52 +183,57 @@ class Server:
         """What a 200 holds: an answer, or an error after all."""
         try:
             data = json.loads(content)
+            data = data if isinstance(data, dict) else {"choices": None}
         except (ValueError, RecursionError):
             return Again("the server's answer was cut off or was no JSON")
-        data = data if isinstance(data, dict) else {}
-        choices, error, usage = data.get("choices"), data.get("error"), data.get("usage")
-        if error and not choices:
-            code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
-            paid = bool(usage) and self._booked(request, usage, content) is not None
-            refusal = Refusal(int(code) if re.fullmatch("[3-5][0-9][0-9]", code) else 500, self._words(content))
-            return Again(f"the server answered 200 with an error: {refusal.words}", paid=True) if paid else refusal
-        prompt_tokens, completion_tokens = self._booked(request, usage, content)
+        error, usage, choices = data.get("error"), data.get("usage"), data.get("choices")
+        if error and not choices and not usage:
+            codes = [error.get("code"), error.get("status")] if isinstance(error, dict) else []
+            codes = [int(code) for code in map(str, codes) if re.fullmatch("[3-5][0-9][0-9]", code)]
+            return Refusal((codes or [500])[0], self._words(content))
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
         message = choice["message"] if isinstance(choice.get("message"), dict) else {}
-        text, refused = _text(message, request.schema), message.get("refusal")
-        reason = self._scrubbed(str(choice.get("finish_reason")))
+        text, refused, reason = written(message, request.schema), message.get("refusal"), choice.get("finish_reason")
+        prompt_tokens, completion_tokens = self._booked(request, usage, text or json.dumps(message))
+        if not message:
+            return Again(f"the server's answer holds no message: {self._words(content)}", paid=True)
         if not text and not refused:
-            return _empty(message, reason) if message else Again(f"the answer holds no message: {self._words(content)}", paid=True)
+            return _empty(message, reason)
         return Response(
             text=self._scrubbed(text or str(refused)),
             model=self._scrubbed(str(data.get("model") or request.model)),
-            finish_reason="refusal" if not text else f"server: {reason}" if reason == FAILED else reason,
+            finish_reason=("server: " * (reason == FAILED) + self._scrubbed(str(reason))) if text else "refusal",
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             cached=False,
         )
 
-    def _booked(self, request: Request, usage: object, content: bytes) -> tuple[int, int]:
-        """Count the tokens of an answer: those that the server names, if they can be true, else an estimate."""
-        usage = usage if isinstance(usage, dict) else {}
-        written = min(estimated_tokens(content.decode("utf-8", "replace")), request.completion_tokens)
-        most_read = sum(len(str(message["content"]).encode("utf-8", "replace")) + 64 for message in request.messages)
-        read = _count(usage.get("prompt_tokens"), request.prompt_tokens, most_read + len(json.dumps(request.schema)))
-        written = _count(usage.get("completion_tokens"), written, max(request.completion_tokens, len(content)))
-        self.pace.answered(request.prompt_tokens + request.completion_tokens - read - written)
-        self._book(read, written)
-        return read, written
+    def _booked(self, request: Request, usage: object, text: str) -> tuple[int, int]:
+        """Count the tokens of an answer: those that the server names, as far as they can be true, else an estimate."""
+        counts = usage if isinstance(usage, dict) else {}
+        longest = sum(64 + len(str(message["content"]).encode("utf-8", "replace")) for message in request.messages)
+        used = []
+        for name, estimate, most in (
+            ("prompt_tokens", request.prompt_tokens, longest + len(json.dumps(request.schema))),
+            ("completion_tokens", estimated_tokens(text), max(request.completion_tokens, 4 * estimated_tokens(text))),
+        ):
+            count = counts.get(name)
+            used.append(min(count, most) if isinstance(count, int) and count > 0 else estimate)
+        self.pace.answered(request.prompt_tokens + request.completion_tokens - sum(used))
+        self._book(*used)
+        return used[0], used[1]
 
     def _words(self, content: bytes) -> str:
         """The server's own words, on one line; whatever it sent."""
-        text = content[:LARGEST].decode("utf-8", "replace")
+        words = content.decode("utf-8", "replace")
         try:
-            data = json.loads(text)
-            error = data.get("error", data) if isinstance(data, dict) else data
-            text = " ".join(str(error.get(name) or "") for name in ("code", "message")) if isinstance(error, dict) else error
+            data = json.loads(words)
+            words = data.get("error", data) if isinstance(data, dict) else data
         except (ValueError, RecursionError):
             pass
-        return self._scrubbed(" ".join(str(text).split()))[:LONGEST_REASON] or "no reason given"
+        if isinstance(words, dict) and "message" in words:
+            words = f"{words.get('code') or ''} {words['message']}"
+        return self._scrubbed(" ".join(str(words).split()))[:LONGEST_REASON] or "no reason given"
 
     def _scrubbed(self, text: str) -> str:
         """The text as UTF-8 can hold it, and without the key, should the server repeat it."""
@@ -325,33 +274,7 @@ async def _content(http) -> bytes:
     return content
 
 
-def _text(message: dict, schema: dict | None) -> str:
-    """The answer in a message: its content, or the parts of it that are text; or the object that stands elsewhere."""
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
-        content = "".join(str(part.get("text") or "") for part in parts)
-    if isinstance(content, str) and content.strip():
-        return content
-    for other in _elsewhere(message) if schema else ():
-        try:
-            parse(other, schema)
-            return other
-        except Unparsable:
-            continue
-    return ""
-
-
-def _elsewhere(message: dict) -> list[str]:
-    """Where servers put an answer by mistake: the arguments of a tool call, the reasoning."""
-    calls = message["tool_calls"] if isinstance(message.get("tool_calls"), list) else []
-    functions = [call.get("function") for call in calls if isinstance(call, dict)] + [message.get("function_call")]
-    others = [function.get("arguments") for function in functions if isinstance(function, dict)]
-    others += [message.get("reasoning_content"), message.get("reasoning")]
-    return [other if isinstance(other, str) else json.dumps(other) for other in others if other]
-
-
-def _empty(message: dict, finish_reason: str) -> Failure | Again:
+def _empty(message: dict, finish_reason: object) -> Failure | Again:
     """What a message without an answer means."""
     if finish_reason == "content_filter":
         return Failure("the server's content filter kept the answer back")
@@ -360,31 +283,6 @@ def _empty(message: dict, finish_reason: str) -> Failure | Again:
     where = ", ".join(name for name in ("reasoning_content", "reasoning", "tool_calls") if message.get(name))
     hint = f"; {where} holds what it wrote: set the server's reasoning and tool parsers" if where else ""
     return Again(f"the answer is empty (finish_reason {finish_reason}){hint}", paid=True)
-
-
-def _count(count: object, estimate: int, most: int) -> int:
-    """Tokens as the server counts them, where it does and can be right."""
-    return min(count, most) if isinstance(count, int) and count > 0 else estimate
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, or `Retry-After` as a number or a date (RFC 9110, 10.2.3).
-
-    None if it does not ask, or not in a way that can be meant.
-    """
-    asked = headers.get("Retry-After", "")
-    readings = (
-        lambda: float(headers.get("Retry-After-Ms", "")) / 1000,
-        lambda: float(asked),
-        lambda: (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds(),
-    )
-    for reading in readings:
-        try:
-            seconds = reading()
-        except (TypeError, ValueError, OverflowError):
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) and seconds < ABSURD else None
-    return None
 
 
 def checked_address(base_url: str) -> str:

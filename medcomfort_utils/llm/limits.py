@@ -1,21 +1,92 @@
-"""What the calls of a run may cost, what they did cost, and what is still to pay."""
+"""How fast a run may ask, what it may cost and did cost, and what is still to pay."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
-from medcomfort_utils.llm.cache import CHUNK, FAILED, Cache, Request, Response, estimated_tokens
+from medcomfort_utils.llm.cache import FAILED, Cache, Request, Response, estimated_tokens
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.schema import Settings
 
+ABSURD = 30 * 86400.0  # seconds; a longer wait is a mistake of the server
+PATIENCE = 120.0  # seconds of nothing but "slow down": two of the windows in which most servers count
 SHARE = 0.34  # tokens of an answer for each token of its prompt: so long are the responses of MedComfort-mini
 ENOUGH = 20  # recorded responses that say better than SHARE how long answers are
 
 
 class Stopped(MedComfortError):  # noqa: N818 - a state, not a mistake
     """No more calls are made: the budget is used up, the server refuses them all, or a response is not recorded."""
+
+
+class Pace:
+    """When the next call may go: one by one, within the limits a minute, and no faster than the server grants.
+
+    A refusal (429) sets the gap between calls to about the time that an answer has taken on average so far, and keeps
+    all back for an eighth of it or of the silence; each answer narrows the gap, the more slowly the longer the pause.
+    """
+
+    def __init__(self, settings: Settings, pause: Callable[[float], Awaitable]):
+        self._clock, self._pause = asyncio.get_running_loop().time, pause
+        self._least, self._each_token = (
+            60 / limit if limit else 0.0 for limit in (settings.requests_per_minute, settings.tokens_per_minute)
+        )
+        self.gap, self.answers, self._calm, self._queue = self._least, 0, 0.0, asyncio.Lock()
+        self._next = self._tokens = self._held = self._refused = self._clock()
+        self._answered = deque([self._clock()], maxlen=1000)
+
+    async def turn(self, tokens: int) -> float:
+        """Wait until a call of so many tokens may go, first come, first served; returns when it goes."""
+        async with self._queue:
+            while (wait := max(self._next, self._tokens) - self._clock()) > 0:
+                await self._pause(wait)
+            now = self._clock()
+            self._next = max(self._next, now - self.gap / 4) + self.gap
+            self._tokens = max(self._tokens, now) + tokens * self._each_token
+            return now
+
+    def answered(self, unused: int) -> None:
+        """A call was answered; `unused` of its tokens were not needed."""
+        self.answers += 1
+        self._answered.append(self._clock())
+        self._tokens -= max(0, unused) * self._each_token
+        self._calm -= 1
+        if self._calm < 0:
+            self.gap = max(self._least, self.gap * (0.995 if self._calm > -40 else 0.97))
+
+    def refused(self, left: float, wait: float | None) -> bool:
+        """The call that went at `left` was too early; returns whether it is of no use to go on, after so long a silence."""
+        now = self._clock()
+        if left >= self._refused:  # a call that left before the last refusal was heard says nothing new
+            self._refused = now
+            granted = (now - self._answered[0]) / len(self._answered)
+            self.gap = max(self._least, granted * 0.8, min(self.gap * 1.05, granted * 2))
+            hold = max(self.gap, now - self._answered[-1]) / 8
+            self._calm = 10 * max(hold, wait or 0) / self.gap if self.gap else 0
+            self._next = max(self._next, now + hold)
+        if wait:
+            self._held = max(self._held, now + wait)
+            self._next = max(self._next, self._held)
+        return now - max(self._answered[-1], self._held) > PATIENCE
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: `retry-after-ms`, or `Retry-After` as a number or a date (RFC 9110, 10.2.3).
+
+    None if it does not ask, or not in a way that can be meant.
+    """
+    asked = headers.get("Retry-After", "")
+    for seconds in (
+        lambda: float(headers.get("Retry-After-Ms", "")) / 1000,
+        lambda: float(asked),
+        lambda: (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds(),
+    ):
+        with suppress(TypeError, ValueError, OverflowError):
+            return max(0.0, seconds()) if seconds() < ABSURD else None
+    return None
 
 
 @dataclass
@@ -124,16 +195,14 @@ def estimate(requests: Iterable[Request], cache: Cache, settings: Settings, shar
     the requests that are on record; where fewer than `ENOUGH` are, `share` is taken. Retries and repairs come on top.
     """
     prices = {"price_in": settings.price_in, "price_out": settings.price_out}
-    requests, known, missing, longest = iter(requests), Budget(), Budget(**prices), 0
-    while chunk := list(islice(requests, CHUNK)):
-        recorded = {} if settings.mode == "record" else cache.get_many(request.key for request in chunk)
-        for request in chunk:
-            response = recorded.get(request.key)
-            if response is None or response.finish_reason == FAILED:
-                missing.book(request.prompt_tokens, 0)
-                longest += request.completion_tokens
-            else:
-                known.book(request.prompt_tokens, tokens(request, response)[1])
+    known, missing, longest = Budget(), Budget(**prices), 0
+    for request in requests:
+        response = None if settings.mode == "record" else cache.get(request.key)
+        if response is None or response.finish_reason == FAILED:
+            missing.book(request.prompt_tokens, 0)
+            longest += request.completion_tokens
+        else:
+            known.book(request.prompt_tokens, tokens(request, response)[1])
     if known.calls >= ENOUGH:
         share = known.completion_tokens / known.prompt_tokens
     expected = min(longest, round(missing.prompt_tokens * share))
