@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from medcomfort_utils.llm import Cache, Client, Request, Settings, limits
+from medcomfort_utils.llm import Cache, Client, Request, Settings
+from medcomfort_utils.llm import client as limits
 from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA
 from medcomfort_utils.records import Dialogue, Rewrite
