@@ -253,7 +253,7 @@ def _planned(step: Step, run: Run) -> dict[str, Any]:
         return {"name": step.model, "rewrites": f"{folder}/rewrites.parquet", "init_from": start,
                 "out_dir": f"{folder}/models"}  # fmt: skip
     if step.section == "evaluate":
-        base = {key: training[0].given[key] for key in ("base", "revision") if training and key in training[0].given}
+        base = {key: training[0].parameters[key] for key in ("base", "revision") if training}
         models = {} if "models_dir" in step.given else {"models": [s.model for s in training]}
         return base | models | {"dialogues": f"{folder}/dialogues.parquet", "rewrites": f"{folder}/rewrites.parquet",
                                 "models_dir": f"{folder}/models", "out_dir": folder}  # fmt: skip
