@@ -247,7 +247,7 @@ def test_templates_leave_a_greeting_at_the_head():
     made = by_condition(dialogue(question="Hello doctor, my knee hurts.", answer="Hello. Rest the knee for 2 days"))
     assert made["emotional"].question.startswith(("Hello doctor, ", "Hello doctor,"))
     opener, closer = made["comfort_only"].segments[0].say, made["comfort_only"].segments[1].say
-    assert made["emotional"].answer == f"Hello. {opener} Rest the knee for 2 days. {closer}"
+    assert made["emotional"].answer == f"Hello. {opener} Rest the knee for 2 days\n{closer}"
 
 
 def test_test_dialogues_take_phrases_that_training_never_sees():

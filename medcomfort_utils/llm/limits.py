@@ -14,7 +14,7 @@ from medcomfort_utils.schema import Settings
 
 ABSURD = 30 * 86400.0  # seconds; a longer wait is a mistake of the server
 PATIENCE = 120.0  # seconds of nothing but "slow down": two of the windows in which most servers count
-SHARE = 0.34  # tokens of an answer for each token of its prompt: so long are the responses of MedComfort-mini
+SHARE = 0.13  # tokens of an answer for each token of its prompt: so long are the responses of MedComfort-mini
 ENOUGH = 20  # recorded responses that say better than SHARE how long answers are
 
 
