@@ -157,20 +157,14 @@ def _new_doses(source: str, text: str) -> list[str]:
 
 def urgent_first(case: Case) -> str:
     """An emergency is named first, or behind a few own words; urgent advice and red flags stay urgent."""
-    own = 0
     if case.segments:
-        for number, segment in enumerate(case.segments):
-            urgent = [i for i in segment.keep if medical.is_emergency(case.source_sentences[i - 1])] if segment.keep else []
-            first = number == 0 or (number == 1 and not case.segments[0].keep and own <= BEFORE_URGENT)
-            if urgent and not (first or own <= BEFORE_URGENT and _only_urgent_before(case, number)):
-                return _told("not at the beginning", (case.source_sentences[i - 1] for i in urgent))
-            own += len(segment.say.split())
-        return ""
+        return _told("not at the beginning", _late(case))
     urgent = [s for s in sentences(case.answer) if medical.is_urgent(s)]
     urgent += [flag for flag in case.dialogue.red_flags if flag not in urgent]
     kept = [s for s in sentences(case.new_answer) if medical.names_urgent_care(s)]
     if urgent and not kept and any(map(medical.is_urgent, urgent)):
         return _told("lost urgent advice", urgent)
+    own = 0
     if any(map(medical.is_emergency, urgent)):
         mine = {id(said) for said in case.own}
         for said in case.told.text:
@@ -182,9 +176,15 @@ def urgent_first(case: Case) -> str:
     return ""
 
 
-def _only_urgent_before(case: Case, number: int) -> bool:
-    before = (case.source_sentences[i - 1] for segment in case.segments[:number] for i in segment.keep)
-    return all(map(medical.is_urgent, before))
+def _late(case: Case) -> Iterator[str]:
+    """Emergencies of a composition behind other sentences, or behind more than one short piece of own words."""
+    own, pieces, other = 0, 0, False
+    for segment in case.segments:
+        own, pieces = own + len(segment.say.split()), pieces + bool(segment.say)
+        for sentence in (case.source_sentences[i - 1] for i in segment.keep if 0 < i <= len(case.source_sentences)):
+            if medical.is_emergency(sentence) and (other or pieces > 1 or own > BEFORE_URGENT):
+                yield sentence
+            other |= not medical.is_urgent(sentence)
 
 
 def own_words_short(case: Case) -> str:

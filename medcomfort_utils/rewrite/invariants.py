@@ -83,7 +83,7 @@ class Said:
             if strict:
                 end = next((j for j in range(i + 1, len(self.tokens)) if self.tokens[j] in _ENDS), len(self.tokens))
                 sign = "unless" if token == "unless" else "even" if last == "even" else "if"
-                found.append((sign, frozenset(self.stems[i + 1 : end]) - {""}))
+                found.append((sign, frozenset(self.stems[i + 1 : end]) - {""} or self.content))
         return found
 
     @cached_property
