@@ -111,7 +111,7 @@ class LLMRewriter:
             segments = compose.segments_of(found) if found else []
             text = compose.compose(segments, compose.numbered(dialogue)) or dialogue.answer
             version = version_of(dialogue, condition, emotion, question, text, **self._made_by(dialogue, emotion))
-            yield self._verdict_request(dialogue, version)
+            yield self.verdict_request(dialogue, version)
 
     def _recorded(self, dialogue: Dialogue, asked: Request) -> dict | None:
         """The parsed response, if it is recorded and can be used."""
@@ -146,12 +146,13 @@ class LLMRewriter:
         return [whole, comfort_only(dialogue, emotion, question, **made_by)] if emotion else [whole]
 
     async def _verdict(self, dialogue: Dialogue, rewrite: Rewrite) -> Gate:
-        found = await self._asked(dialogue, self._verdict_request(dialogue, rewrite))
+        found = await self._asked(dialogue, self.verdict_request(dialogue, rewrite))
         if isinstance(found, Unusable):
             return Gate(name=verdict.NAME, passed=False, reason=f"no verdict: {found.reason}")
         return verdict.gate_of(dialogue, rewrite, found)
 
-    def _verdict_request(self, dialogue: Dialogue, rewrite: Rewrite) -> Request:
+    def verdict_request(self, dialogue: Dialogue, rewrite: Rewrite) -> Request:
+        """The request for a verdict on `rewrite`."""
         return verdict.request(dialogue, rewrite, self.verdict_model, self.sampling)
 
     async def _asked(self, dialogue: Dialogue, request: Request) -> dict | Unusable:
