@@ -55,10 +55,11 @@ def generic(word: str) -> str:
     return found or (single if len(single) >= 7 and ending.fullmatch(single) else "")
 
 
-def named(text: str) -> list[tuple[str, int]]:
+@lru_cache(maxsize=4096)
+def named(text: str) -> tuple[tuple[str, int], ...]:
     """Generic name and place, in lower case text, of each medicine named; a brand counts as its generic."""
     found = ((generic(match[0]), match.start()) for match in _formulary()[1].finditer(text.lower()))
-    return [(name, place) for name, place in found if name]
+    return tuple((name, place) for name, place in found if name)
 
 
 def medicines(text: str) -> frozenset[str]:

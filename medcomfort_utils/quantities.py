@@ -109,11 +109,13 @@ def _bound(text: str, match: re.Match) -> str:
     return {"most": "<=", "least": ">=", "cap": "<="}[behind.lastgroup] if behind else ""
 
 
+@functools.lru_cache(maxsize=1024)
 def _form(spelling: str) -> tuple[str, float]:
     return next((form for pattern, form in _FORMS if pattern.fullmatch(spelling)), ("", 1))
 
 
-def quantities(text: str) -> list[Quantity]:
+@functools.lru_cache(maxsize=8192)
+def quantities(text: str) -> tuple[Quantity, ...]:
     """All quantities of a text, in order. Both ends of a range have its unit; `1-0-0` is one; a bare "one" is none."""
     text = unified(text)
     found, open_end = [], 0
@@ -132,4 +134,4 @@ def quantities(text: str) -> list[Quantity]:
             unit = every
         found.append(Quantity(value, unit, _bound(text, match), match.start()))
         open_end = match.end()
-    return [q for q in found if q.unit or q.value not in ("1", "0")]
+    return tuple(q for q in found if q.unit or q.value not in ("1", "0"))
