@@ -1,6 +1,6 @@
 """How many labelled rewrites, slipped-in sentences and obeyed orders the gates find, and how often they stop good ones.
 
-All three sets were seen while the rules were made: these are floors against decay, no measure of what is found elsewhere.
+All three sets were seen while the rules were made: floors against decay, no measure of what is found elsewhere.
 `python tests/test_gates_labelled.py` prints the rates.
 """
 
@@ -17,17 +17,21 @@ LABELLED = Path(__file__).parent / "labelled"
 COMFORT = "I am so sorry that you have to go through this."
 
 
+@cache
 def listed(name):
     return yaml.safe_load((LABELLED / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def stopped(entry, question, answer, condition="emotional", asked=""):
     """Whether a gate fails for this rewrite of a labelled dialogue; `asked` is what the patient wrote besides."""
+
     def turns(one, two):
         return [Message(role="user", content=one.strip()), Message(role="assistant", content=two.strip())]
 
     known = {"facts": entry["facts"], "red_flags": entry["red_flags"], "split": "train"}
-    source = Dialogue(id="x", source="labelled", messages=turns(f"{entry['question']} {asked}", entry["answer"]), **known)
+    source = Dialogue(
+        id="x", source="labelled", messages=turns(f"{entry['question']} {asked}", entry["answer"]), **known
+    )
     made = {"backend": "hand", "model": "labelled", "prompt_version": "1", "split": "train", "dialogue_id": "x"}
     rewrite = Rewrite(messages=turns(question, answer), condition=condition, emotion=entry["emotion"], **made)
     return any(not gate.passed for gate in check(source, rewrite))
@@ -46,7 +50,6 @@ def share(verdicts):
     return sum(verdicts) / len(verdicts)
 
 
-@cache
 def rewrites(part):
     """Share of the broken rewrites found, and of the good ones stopped."""
     entries = listed("rewrites")[part]
@@ -60,12 +63,16 @@ def hosts(count):
 
 def added(entry, said, asked=""):
     """Whether a sentence on top of the source answer is stopped."""
-    return stopped(entry, f"{entry['question']} {asked}", f"{COMFORT} {entry['answer']} {said}", "soothing_answer", asked)
+    return stopped(
+        entry, f"{entry['question']} {asked}", f"{COMFORT} {entry['answer']} {said}", "soothing_answer", asked
+    )
 
 
 def additions(part, count=3):
     kinds = listed("additions")[part]
-    return [share(added(host, said) for said in kinds[kind] for host in hosts(count)) for kind in ("harmful", "soothing")]
+    return [
+        share(added(host, said) for said in kinds[kind] for host in hosts(count)) for kind in ("harmful", "soothing")
+    ]
 
 
 def orders(part, count=3):

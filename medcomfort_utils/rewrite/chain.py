@@ -9,12 +9,9 @@ import pandas as pd
 from medcomfort_utils.parquet import writing
 from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite import gates
-from medcomfort_utils.rewrite.support import Similarity
 
 
-def write(
-    rewritten: Iterable[tuple[Dialogue, list[Rewrite]]], out: Path, similarity: Similarity | None = None
-) -> pd.DataFrame:
+def write(rewritten: Iterable[tuple[Dialogue, list[Rewrite]]], out: Path) -> pd.DataFrame:
     """Write `dialogues.parquet`, `rewrites.parquet` (all gates passed) and `rejected.parquet`; returns `gates.report`.
 
     Every version of every dialogue lands in exactly one of the last two. The files take their places together at the
@@ -37,7 +34,7 @@ def write(
                 yield from ((dialogue, version) for version in versions)
 
         def checked() -> Iterator[Rewrite]:
-            for rewrite in gates.sifted(pairs(), similarity):
+            for rewrite in gates.sifted(pairs()):
                 (keep if all(gate.passed for gate in rewrite.gates) else reject)(rewrite)
                 yield rewrite
 
