@@ -13,14 +13,30 @@ _FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, exp
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)(?:\s+[\w:-]+\s*=[^<>]{0,500})?\s*/?>")
 _UNUSUAL = re.compile(r"[<&`\x00-\x08\x0b-\x1f\x7f]")
 _INLINE = {"a", "b", "i", "u", "em", "strong", "span", "font", "small", "sub", "big", "code"}
-_NAMES = str.maketrans({
-    **dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032", "'"), **dict.fromkeys("\u201c\u201d\u201f\u2033", '"'),
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"), "\u03bc": "\u00b5",
-    **{chr(c): None for c in (0xAD, *range(0x200B, 0x200D), 0x200E, 0x200F, *range(0x202A, 0x202F),
-                              *range(0x2060, 0x2070), 0x061C, 0x180E, 0xFEFF)},
-    **{chr(0xFF10 + i): str(i) for i in range(10)},
-    **{chr(wide): chr(wide - 0xFEE0) for wide in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))},
-})
+_NAMES = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u201f\u2033", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
+        "\u03bc": "\u00b5",
+        **{
+            chr(c): None
+            for c in (
+                0xAD,
+                *range(0x200B, 0x200D),
+                0x200E,
+                0x200F,
+                *range(0x202A, 0x202F),
+                *range(0x2060, 0x2070),
+                0x061C,
+                0x180E,
+                0xFEFF,
+            )
+        },
+        **{chr(0xFF10 + i): str(i) for i in range(10)},
+        **{chr(wide): chr(wide - 0xFEE0) for wide in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))},
+    }
+)
 
 
 def _tag(match: re.Match) -> str:
@@ -69,8 +85,29 @@ _END = re.compile(
 )
 _SEMICOLON = re.compile(r"[\u3002\uff01\uff1f\uff1b!?]+[\u201d\u2019\"]*|\n+")
 _NEVER = {"dr", "mr", "mrs", "ms", "prof", "vs", "approx", "ca", "cf", "e.g", "i.e", "eg", "viz", "incl", "resp", "fig"}
-_MAYBE = {"etc", "tab", "cap", "inj", "syr", "sol", "deg", "ft", "temp", "hrs", "hr", "wks", "yrs", "al", "max", "min",
-          "st", "jr", "sr", "dept", "no"}  # these may end a sentence: what comes next decides
+_MAYBE = {
+    "etc",
+    "tab",
+    "cap",
+    "inj",
+    "syr",
+    "sol",
+    "deg",
+    "ft",
+    "temp",
+    "hrs",
+    "hr",
+    "wks",
+    "yrs",
+    "al",
+    "max",
+    "min",
+    "st",
+    "jr",
+    "sr",
+    "dept",
+    "no",
+}  # these may end a sentence: what comes next decides
 
 
 def _goes_on(text: str, start: int, match: re.Match) -> bool:
@@ -160,10 +197,13 @@ def tokens(plain: str, marks: bool = False) -> list[str]:
     return [token for token in _WORD.findall(plain) if marks or token[0].isalnum()]
 
 
+_LANGUAGES = "en zh ja ko de fr es it pt nl pl ru tr sv ar hi"
+
+
 @functools.lru_cache(maxsize=1)
 def _identifier() -> LanguageIdentifier:
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages("en zh ja ko de fr es it pt nl pl ru tr sv ar hi".split())
+    identifier.set_languages(_LANGUAGES.split())
     return identifier
 
 
@@ -177,12 +217,14 @@ def language(text: str) -> str:
 
 # --- Negation ------------------------------------------------------------------------------------------------------
 
-DENYING = frozenset("not no non never without nor neither none nobody nothing cannot deny denies denied denying avoid avoids avoiding".split())
-_CLAUSE = frozenset(", ; : . ! ? ( ) but although though however because since so whereas while if unless when until".split())
+_DENYING = "not no non never without nor neither none nobody nothing cannot deny denies denied denying avoid avoids"
+DENYING = frozenset([*_DENYING.split(), "avoiding"])
+_ENDING = "but although though however because since so whereas while if unless when until"
+_CLAUSE = frozenset([*",;:.!?()", *_ENDING.split()])
 
 
 def negated(said: list[str]) -> set[int]:
-    """The places of the tokens (`words(text, marks=True)`) that a negation governs: from it to the end of its clause."""
+    """The places of the tokens (`words(text, marks=True)`) that a negation governs, to the end of its clause."""
     governed, inside = set(), False
     for i, token in enumerate(said):
         if token in _CLAUSE:  # but "no fever, cough or pain"

@@ -10,7 +10,7 @@ which nobody has written yet: `REWRITTEN` stands in its place.
 
 `--export-verdicts` writes the prompts for verdicts on what is recorded, likewise.
 
-`--record` takes lines of `id` (or `index`), `emotion`, `task` (also `verdict`) and `response`, the JSON object asked for;
+`--record` takes lines of `id` (or `index`), `emotion`, `task` (also `verdict`) and `response`, the object asked for;
 where one is given twice the later line counts. It writes data/medcomfort_mini/responses.jsonl under the model name
 "authored", leaves out what cannot be used, and reports that, what is missing, and what fails the gates.
 """

