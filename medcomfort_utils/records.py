@@ -11,6 +11,7 @@ from medcomfort_utils.paths import MedComfortError
 
 Split = Literal["train", "validation", "test"]
 Condition = Literal["original", "soothing_answer", "emotional", "comfort_only", "multiturn"]
+Urgency = Literal["", "self_care", "routine", "soon", "emergency"]
 TARGETS = ("emotional", "soothing_answer", "original")  # the pairs of question and answer that may be taught
 REJECTED = ("original", "comfort_only", "soothing_answer")  # what a preference may be taught against
 EMOTIONS = ("fear", "sadness", "anger", "guilt", "loneliness")
@@ -54,13 +55,15 @@ class Dialogue(_Conversation):
     """A source dialogue: what was asked, what was answered, what the answer must convey.
 
     `facts`: atomic statements (empty where unknown). `red_flags`: urgent-care advice that must survive. `emotions`:
-    negative emotions that suit the patient's story, where the corpus names some.
+    negative emotions that suit the patient's story, where the corpus names some. `urgency`: self_care, routine, soon or
+    emergency, or empty.
     """
 
     id: str
     source: str
     lang: str = "en"
     topic: str = ""
+    urgency: Urgency = ""
     facts: list[str] = []
     red_flags: list[str] = []
     emotions: list[str] = []
@@ -75,13 +78,22 @@ class Gate(BaseModel):
     reason: str = ""
 
 
+class Segment(BaseModel):
+    """A piece of a composition: own words (`say`), or sentences of the source turn by number (`keep`, from 1 on)."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    say: str = ""
+    keep: list[int] = []
+
+
 class Rewrite(_Conversation):
     """One version of a dialogue.
 
     `condition`: `original` (neutral question, plain answer), `soothing_answer` (neutral question, soothing answer),
     `emotional` (emotional question, soothing answer), `comfort_only` (emotional question, comfort without knowledge:
     only ever a rejected answer) or `multiturn`. `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong),
-    where a prompt asked for one.
+    where a prompt asked for one. `segments`: how the text was composed; empty for text written freely.
     """
 
     dialogue_id: str
@@ -93,6 +105,7 @@ class Rewrite(_Conversation):
     backend: str
     model: str
     prompt_version: str
+    segments: list[Segment] = []
     gates: list[Gate] = []
 
 

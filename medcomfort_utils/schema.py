@@ -87,6 +87,8 @@ class Rewriting(Settings, Sampling):
     model_config = ConfigDict(extra="ignore")
     source: Filled
     revision: str
+    config: str
+    split: str
     question_field: str
     answer_field: str
     facts_field: str
@@ -96,10 +98,9 @@ class Rewriting(Settings, Sampling):
     seed: int = Field(ge=0, le=MAX_SEED)
     rewriter: Literal["llm", "template"]
     model: str
+    verdict_model: str
     responses: str
     cache: str
-    encoder: str
-    encoder_revision: str
     out_dir: Filled
 
 
