@@ -25,7 +25,7 @@ from medcomfort_utils.llm import Cache, Client, Request, Response, Settings, par
 from medcomfort_utils.paths import ROOT, write_json
 
 CONCURRENCY, ROWS, LATENCY = 64, 3200, 0.2
-SCALE = 10  # how much faster than in earnest the clock of the limited server runs
+SCALE = 2  # how much faster than in earnest the clock of the limited server runs
 BARE, BARE_AIOHTTP = "a  bare gather, default transport", "a' bare gather, our transport (aiohttp)"
 OURS = "b  ours, nothing cached"
 COLUMNS = {
@@ -157,12 +157,15 @@ def limited(rows: int, per_minute: int, retry_after: str) -> dict:
     """
     rate = SCALE * per_minute / 60
     wait = ("--retry-after", str(float(retry_after) / SCALE)) if retry_after else ()
-    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder) / "c") as cache:
-        with stub(*SERVER, "--rate", str(rate), *wait) as url:
-            client = Client(Settings(base_url=url, concurrency=CONCURRENCY), cache)
-            start = time.perf_counter()
-            answers = list(client.run([request(number) for number in range(rows)], client.ask))
-            seconds = time.perf_counter() - start
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Cache(Path(folder) / "cache.sqlite") as cache,
+        stub(*SERVER, "--rate", str(rate), *wait) as url,
+    ):
+        client = Client(Settings(base_url=url, concurrency=CONCURRENCY), cache)
+        start = time.perf_counter()
+        answers = list(client.run([request(number) for number in range(rows)], client.ask))
+        seconds = time.perf_counter() - start
     kept = sum(isinstance(answer, Response) for answer in answers)
     return {"rows_kept": kept / rows, "time_of_ideal": seconds / ((rows - 1) / rate)}
 

@@ -58,12 +58,12 @@ class Pace:
             self.gap = max(self._least, self.gap * (0.995 if self._calm > -40 else 0.97))
 
     def refused(self, left: float, wait: float | None) -> bool:
-        """The call that went at `left` was too early; returns whether it is of no use to go on, after so long a silence."""
+        """The call that went at `left` was too early; returns whether the silence has been too long to go on."""
         now = self._clock()
         if left >= self._refused:  # a call that left before the last refusal was heard says nothing new
             self._refused = now
             granted = (now - self._answered[0]) / len(self._answered)
-            self.gap = max(self._least, granted * 0.8, min(self.gap * 1.05, granted * 2))
+            self.gap = max(self._least, granted * 0.9, min(self.gap * 1.05, granted * 2))
             hold = max(self.gap, now - self._answered[-1]) / 8
             self._calm = 10 * max(hold, wait or 0) / self.gap if self.gap else 0
             self._next = max(self._next, now + hold)
