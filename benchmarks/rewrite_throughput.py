@@ -1,5 +1,7 @@
 """How fast rows are rewritten: our client beside a bare gather, replay, and memory, against a stub server.
 
+The bare gather needs the openai client (`pip install "openai[aiohttp]"`), which nothing else here does.
+
     python benchmarks/rewrite_throughput.py [--json FILE] [--million] [--distilabel-python PATH]
 
 The server is a process of its own on 127.0.0.1 that answers each call after 200 ms (for memory: at once). All arms
@@ -26,7 +28,7 @@ from medcomfort_utils.paths import ROOT, write_json
 
 CONCURRENCY, ROWS, LATENCY = 64, 3200, 0.2
 SCALE = 2  # how much faster than in earnest the clock of the limited server runs
-BARE, BARE_AIOHTTP = "a  bare gather, default transport", "a' bare gather, our transport (aiohttp)"
+BARE, BARE_AIOHTTP = "a  bare gather, default transport", "a' bare gather, aiohttp transport"
 OURS = "b  ours, nothing cached"
 COLUMNS = {
     "rows_per_second": "10.0f",

@@ -295,7 +295,7 @@ def test_what_all_requests_are_refused_for_is_changed_and_learnt_once(serve, cac
         and words in caplog.text
     )
     sent = json.dumps(server.calls[-1].body)
-    assert "Be kind." in sent and "question 19" in sent and "required" in sent
+    assert "Be kind." in sent and "question" in sent and "required" in sent
     assert cache.get(rows[0].key), "recorded under the request as it was put"
 
 
