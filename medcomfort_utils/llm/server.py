@@ -102,6 +102,8 @@ class Server:
         while True:
             left = await self.pace.turn(request.prompt_tokens + request.completion_tokens)
             outcome = await self._post(request, changes)
+            if not isinstance(outcome, Refusal) or outcome.status != 429:
+                self.pace.granted()
             if not isinstance(outcome, Refusal):
                 break
             change = self._change(request, outcome, changes, last)
