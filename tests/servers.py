@@ -1,7 +1,7 @@
 """Stand-ins for an OpenAI-compatible server, on 127.0.0.1: one that fails as a script says, one for measuring.
 
 As a program, `python tests/servers.py failing --latency 0.02` prints its address, answers as the script of that name
-does, each call after so many seconds, tells at /v1/calls what it sent, and ends when its standard input does.
+does, each call after so many seconds, lists at /v1/calls what it sent, and ends when its standard input does.
 """
 
 import argparse
@@ -86,7 +86,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """What was asked, told from the whole conversation."""
+        """What was asked, by the whole conversation."""
         return hashlib.sha256(json.dumps(self.body["messages"]).encode()).hexdigest()
 
     @property

@@ -78,7 +78,7 @@ def test_the_prompt_anchors_every_mark_and_keeps_the_texts_apart(judging):
 
 
 @pytest.mark.parametrize(
-    "broken", ["I'd say it is quite good.", {**FIVES, "empathy": 9}, {"knowledge": 5}, {**FIVES, "empathy": "5"}, ""]
+    "broken", ["I'd say it is quite good.", {**FIVES, "empathy": 9}, {"knowledge": 5}, {**FIVES, "empathy": "5"}]
 )
 def test_what_does_not_parse_is_counted_and_never_scored(judging, broken):
     def script(call):
@@ -101,8 +101,9 @@ def test_a_verdict_may_heal(judging):
 
 
 def test_a_refused_request_is_counted(judging):
-    with StubServer(lambda call: Reply(status=400, error={"message": "too long"})) as server:
-        table = judging(server).rate(QUESTIONS[:1], ANSWERS[:1])
+    refused = Reply(status=400, error={"message": "too long"})
+    with StubServer(lambda call: refused if ANSWERS[0] in json.dumps(call.body) else say(FIVES)) as server:
+        table = judging(server).rate(QUESTIONS, ANSWERS)
     assert "too long" in table["problem"][0] and np.isnan(table["knowledge"][0])
 
 

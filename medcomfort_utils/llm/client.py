@@ -224,7 +224,7 @@ class Client:
                 if run.stopped:
                     raise Stopped(run.stopped)
                 run.server = run.server or Server(self.settings, run.pause, self.budget.book)
-                outcome = await run.server.answer(request, again=tries > 0)
+                outcome = await run.server.answer(request, last=tries == self.settings.retries)
             if not isinstance(outcome, Again):
                 return self._recorded(request, outcome)
             if outcome.slow_down:

@@ -36,7 +36,7 @@ class Pace:
         )
         self.gap, self.answers, self._calm, self._queue = self._least, 0, 0.0, asyncio.Lock()
         self._next = self._tokens = self._held = self._refused = self._clock()
-        self._answered = deque([self._clock()], maxlen=1000)
+        self._granted = deque([self._clock()], maxlen=1000)
 
     async def turn(self, tokens: int) -> float:
         """Wait until a call of so many tokens may go, first come, first served; returns when it goes."""
@@ -51,26 +51,29 @@ class Pace:
     def answered(self, unused: int) -> None:
         """A call was answered; `unused` of its tokens were not needed."""
         self.answers += 1
-        self._answered.append(self._clock())
         self._tokens -= max(0, unused) * self._each_token
         self._calm -= 1
         if self._calm < 0:
             self.gap = max(self._least, self.gap * (0.995 if self._calm > -40 else 0.97))
 
+    def granted(self) -> None:
+        """A call was not refused for its haste, whatever else became of it."""
+        self._granted.append(self._clock())
+
     def refused(self, left: float, wait: float | None) -> bool:
-        """The call that went at `left` was too early; returns whether it is of no use to go on, after so long a silence."""
+        """The call that went at `left` was too early; returns whether the silence has been too long to go on."""
         now = self._clock()
         if left >= self._refused:  # a call that left before the last refusal was heard says nothing new
             self._refused = now
-            granted = (now - self._answered[0]) / len(self._answered)
+            granted = (now - self._granted[0]) / len(self._granted)
             self.gap = max(self._least, granted * 0.8, min(self.gap * 1.05, granted * 2))
-            hold = max(self.gap, now - self._answered[-1]) / 8
+            hold = max(self.gap, now - self._granted[-1]) / 8
             self._calm = 10 * max(hold, wait or 0) / self.gap if self.gap else 0
             self._next = max(self._next, now + hold)
         if wait:
             self._held = max(self._held, now + wait)
             self._next = max(self._next, self._held)
-        return now - max(self._answered[-1], self._held) > PATIENCE
+        return now - max(self._granted[-1], self._held) > PATIENCE
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

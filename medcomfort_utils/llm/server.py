@@ -93,18 +93,20 @@ class Server:
         """Close the connections."""
         await self._session.close()
 
-    async def answer(self, request: Request, again: bool = False) -> Response | Failure | Again:
+    async def answer(self, request: Request, last: bool = False) -> Response | Failure | Again:
         """Ask once; what the server refuses in all requests is changed and asked at once, and learnt for the run.
 
-        Raises Stopped where no request can succeed: wrong key, wrong address, no money left.
+        `last`: there is no other try. Raises Stopped where no request can succeed: wrong key or address, no money left.
         """
         changes = dict(self._learnt)
         while True:
             left = await self.pace.turn(request.prompt_tokens + request.completion_tokens)
             outcome = await self._post(request, changes)
+            if not isinstance(outcome, Refusal) or outcome.status != 429:
+                self.pace.granted()
             if not isinstance(outcome, Refusal):
                 break
-            change = self._change(request, outcome, changes, again)
+            change = self._change(request, outcome, changes, last)
             if not change:
                 return self._meaning(request, outcome, left)
             changes[change] = outcome.words
@@ -112,7 +114,7 @@ class Server:
             self._learn(request, changes)
         return outcome
 
-    def _change(self, request: Request, refusal: Refusal, changes: Mapping[str, str], again: bool) -> str:
+    def _change(self, request: Request, refusal: Refusal, changes: Mapping[str, str], last: bool) -> str:
         """What to change in the request after this refusal; nothing if it is not of that kind."""
         if refusal.status not in (400, 422, 500, 501):
             return ""
@@ -125,7 +127,7 @@ class Server:
             for name in request.sampling.keys() - changes.keys() - {"max_tokens", "max_completion_tokens"}:
                 if re.search(rf"\b{re.escape(name)}\b", words):
                     return name
-        outright = refusal.status != 500 or again or NO_SCHEMA.search(words)
+        outright = refusal.status != 500 or last or NO_SCHEMA.search(words)  # a 500 may pass
         return "response_format" if request.schema and outright and "response_format" not in changes else ""
 
     def _learn(self, request: Request, changes: Mapping[str, str]) -> None:
