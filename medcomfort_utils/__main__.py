@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medcomfort_utils import paths, pipeline
+from medcomfort_utils import flow, paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", metavar="RUN", help="the run's own folder, runs/RUN (default: the profile's name)")
     sub.add_argument("--dry-run", action="store_true", help="show the steps and their commands, run nothing")
     sub.add_argument("--force", action="store_true", help="run steps anew; what they wrote is kept until they end")
+    sub.add_argument("--jobs", type=int, default=0, metavar="N",
+                     help="steps at the same time; results do not hang on it (default: 2, or 1 with a GPU or one core)")  # fmt: skip
     sub.set_defaults(run=_reproduce)
     sub = commands.add_parser("publish", help="put a run's results into data/results and the README")
     sub.add_argument("--name", default="nano", metavar="RUN", help="the run, and its folder's name (default: nano)")
@@ -61,9 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--answer-field", default="", metavar="NAME", help="default: detected")
     sub.add_argument("--name", default="", metavar="NAME", help="of the new profile (default: that of the corpus)")
     sub.set_defaults(run=_new_profile)
-    sub = commands.add_parser("build-base", help="train the nano base model from scratch, on a CPU")
-    sub.add_argument("--out", default=str(paths.NANO_BASE), metavar="FOLDER", help="default: data/nano_base")
-    sub.set_defaults(run=_build_base)
     return parser
 
 
@@ -72,7 +71,7 @@ def _reproduce(args: argparse.Namespace) -> None:
     # too, since a shell starts its background jobs with it ignored.
     for told in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told, signal.default_int_handler)
-    folder = pipeline.reproduce(
+    folder = flow.reproduce(
         args.profile,
         only=args.only,
         start=args.start,
@@ -80,6 +79,7 @@ def _reproduce(args: argparse.Namespace) -> None:
         name=args.name,
         dry_run=args.dry_run,
         force=args.force,
+        jobs=args.jobs,
     )
     summary = folder / "summary.md"
     if not (args.dry_run or args.only) and summary.exists():
@@ -125,12 +125,6 @@ def _new_profile(args: argparse.Namespace) -> None:
     fields = (args.question_field, args.answer_field)
     path = new_profile.new_profile(args.origin, args.source, args.model, args.llm, args.llm_model, fields, args.name)
     print(f"{paths.tidy(path)} is written and checked; run it: medcomfort reproduce --profile {path.stem}")
-
-
-def _build_base(args: argparse.Namespace) -> None:
-    from medcomfort_utils.finetune import nano  # torch and transformers are slow to import
-
-    print("saved to", paths.tidy(nano.build_base(args.out)))
 
 
 def _sentence(error: OSError) -> str:

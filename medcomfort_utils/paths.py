@@ -136,9 +136,8 @@ def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
 
 
 def effective_parameters(namespace: dict) -> dict:
-    """The plain values (text, numbers, lists, dicts) in a notebook's `globals()`: its effective parameters."""
-    own = {name: value for name, value in namespace.items() if not name.startswith("_") and name not in ("In", "Out")}
-    return {name: value for name, value in own.items() if isinstance(value, str | int | float | list | dict)}
+    """The values of the names that a notebook's parameters cell declares (`name: type = value`), from its `globals()`."""
+    return {name: namespace[name] for name in namespace["__annotations__"]}
 
 
 def package_versions() -> dict[str, str]:

@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 import trl
 from accelerate import PartialState
-from transformers import PrinterCallback, ProgressCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import set_seed
 
-from medcomfort_utils import parquet, paths, profile, records
+from medcomfort_utils import parquet, paths, profile, progress, records
 from medcomfort_utils.finetune import card, checkpoints, engine, methods
 from medcomfort_utils.finetune.data import Examples, examples_for
 from medcomfort_utils.finetune.methods import METHODS
@@ -37,6 +37,18 @@ CURVES = (
     "mean_token_accuracy",
     "kl",
 )
+
+
+class Reporting(TrainerCallback):
+    """Says how many steps are done to whoever runs the notebook, which itself shows none of it."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Report the step; transformers calls this."""
+        if state.is_world_process_zero:
+            progress.report(self.what, state.global_step, state.max_steps)
 
 
 def build(examples: Examples, model, arguments, lora=None, reference=None):
@@ -59,6 +71,7 @@ def build(examples: Examples, model, arguments, lora=None, reference=None):
         trainer.model.delete_adapter("ref")
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Reporting(f"{examples.method} seed {examples.seed}: steps"))
     check_labels(trainer, examples.ends)
     return trainer
 
@@ -243,9 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not steps:
             raise MedComfortError(f"{run.profile} trains no model by {', '.join(given.method)}.")
         for step in steps:
-            parameters = run.filled(step.parameters)
-            rewrites = parquet.read_records(parameters["rewrites"], records.Rewrite)
-            train_seeds(parameters, rewrites, engine.prepare("trl"))
+            rewrites = parquet.read_records(step.parameters["rewrites"], records.Rewrite)
+            train_seeds(step.parameters, rewrites, engine.prepare("trl"))
     except MedComfortError as error:
         print(f"medcomfort: {error}", file=sys.stderr)
         return 1
