@@ -70,7 +70,7 @@ def prescriptions(text: str) -> set[tuple[str, str, str]]:
     """Triples of medicine, dose and frequency (empty where unsaid), sentence by sentence.
 
     A quantity belongs to the medicine right behind it ("500 mg of paracetamol"), else to the last one before it, else to
-    the only one of the sentence.
+    the only one of the sentence, else to none (an empty name).
     """
     return set().union(*(_triples(unified(sentence)) for sentence in sentences(text)), set())
 
@@ -79,12 +79,12 @@ def _triples(text: str) -> set[tuple[str, str, str]]:
     drugs, taken = named(text), {}
     for quantity in quantities(text):
         dose = quantity.unit in DOSE_UNITS
-        if not drugs or not (dose or quantity.unit in ("a day", "a week") or quantity.unit.startswith("every")):
+        if not (dose or quantity.unit in ("a day", "a week") or quantity.unit.startswith("every")):
             continue
         behind = [d for d in drugs if d[1] > quantity.start]
         close = behind and re.fullmatch(r"[\d.^]+ ?-?\S+ (?:tablets? )?(?:of )?(?:the )?", text[quantity.start : behind[0][1]])
         before = [d for d in drugs if d[1] < quantity.start]
-        owner = behind[0] if (close and dose) or not before else before[-1]
+        owner = ("", 0) if not drugs else behind[0] if (close and dose) or not before else before[-1]
         taken.setdefault(owner, {True: [], False: []})[dose].append(f"{quantity.value} {quantity.unit}")
     return {(drug, "+".join(kinds[True]), "+".join(kinds[False])) for (drug, _), kinds in taken.items()}
 
@@ -114,9 +114,16 @@ def is_urgent(sentence: str) -> bool:
     """Whether a sentence calls for care now, or for care at once if something happens."""
     said = " ".join(words(sentence, marks=True)).replace(" & ", "&")
     said = re.sub(r"\b(?:no|not) (?:\w+ ){0,4}?(?:need|require\w*|necessary|urgent|emergency)\b[^,;.]*", "", said)
-    if sentence.rstrip().endswith("?") or not _GO.search(said):
-        return False
+    return not sentence.rstrip().endswith("?") and bool(_GO.search(said)) and _at_once(said)
+
+
+def _at_once(said: str) -> bool:
     return bool(_PLACE.search(said) or (_AT_ONCE.search(said) and _CARE.search(said)))
+
+
+def names_urgent_care(sentence: str) -> bool:
+    """Whether a sentence names urgent care, in whatever form."""
+    return _at_once(" ".join(words(sentence, marks=True)).replace(" & ", "&"))
 
 
 def is_emergency(sentence: str) -> bool:
@@ -151,15 +158,15 @@ def promises(text: str) -> list[str]:
 
 _SOFTENERS = set("please just do not never then and so also now instead always only simply or but today tonight first kindly".split())
 _ASKING = re.compile(
-    r"\b(?:(?P<firm>(?:should|must|ought to|had better|need to|needs to|have to|has to|may|can|could|might)(?: not)?)"
+    r"\b(?:(?:should|must|ought to|had better|need to|needs to|have to|has to|(?:you|he|she|they|we) (?:may|can|could|might))(?: not)?"
     r"|(?:no|not|any) (?:need|rush|hurry|reason|harm)(?: \w+)? to|(?:fine|okay|ok|all ?right|safe|free|better|best|wise|harmless|enough) to"
     r"|(?:advise|recommend|suggest|want|urge|like)(?: that)? you(?: to)?|i (?:would )?(?:suggest|recommend|advise)|why not|how about|consider"
-    r"|would|try to|remember to|make sure to|be sure to|not have to|need not|let us)"
+    r"|i would|try to|remember to|make sure to|be sure to|not have to|need not|let us)"
     r" (?:(?:also|just|now|then|always|simply|safely|still|even|at least|\w+ly) )*(?P<verb>[a-z]+)"
 )
 _KIND = re.compile(
     r"\b(?:tak(?:e|ing) (?:good |great )?(?:care|heart|comfort|courage|your time|all the time|time|a moment|an? \w*? ?breath|it (?:one|slow|easy)"
-    r"|things|one|each|in|pride)|let (?:me|us|yourself|your \w+ (?:out|come))|giv(?:e|ing) yourself|go (?:easy|gently|slowly|through)"
+    r"|things|one|each|in|pride)|let'?s\b|let (?:me|us|yourself|your \w+ (?:out|come))|giv(?:e|ing) yourself|go (?:easy|gently|slowly|through)"
     r"|have (?:patience|faith|hope|courage|to (?:be|go|face|carry|live))|rest assured|keep (?:in mind|going|talking|asking|hoping)|stop \w+ing yourself|drop me"
     r"|(?:call|give) (?:me|yourself|up hope)|see (?:how|why|that|you|yourself|the|what)|get through|go(?:ing)? (?:through|on)|have been|get (?:used|over))\b"
 )
@@ -190,7 +197,7 @@ def _instructs(tokens: list[str]) -> bool:
         return False
     while tokens and tokens[0] in _SOFTENERS:
         tokens = tokens[1:]
-    verbs = [tokens[0]] if len(tokens) > 1 and tokens[1] not in ("is", "are", "was", "were", "can", "must", "of") else []
+    verbs = [tokens[0]] if len(tokens) > 1 and not tokens[0].endswith("ing") and tokens[1] not in ("is", "are", "was", "were", "can", "must", "of") else []
     verbs += [match["verb"] for match in _ASKING.finditer(said)]
     care = bool(_ABOUT.search(said) or clinical(said) - lexicon("figurative") or quantities(said))
     stems = {stem(verb) for verb in verbs}

@@ -38,7 +38,8 @@ _DOSING = [(re.compile(pattern), full) for pattern, full in (
     (r"\bq ?(\d+) ?h(?:rs?|ours?)?\b|\b(?:every )?(\d+)[ -]hourly\b", r"every \1\2 hours"),
     (r"\bevery (?:other|second) day\b|\b(?:on )?alternate days?\b|\beod\b", "every 2 days"),
     (rf"\btimes{_ADAY}", "times a day"), (r"\btimes (?:per|each|every) week\b|\btimes weekly\b", "times a week"),
-    (rf"(\d ?(?!times)(?:{_UNIT}))(?: ?/ ?| a | per )day\b", r"\1 1 times a day"),
+    (rf"(\d ?(?!times)(?:{_UNIT}))(?: ?/ ?| a | per )day\b", r"\1 1 times a day"), (r"(?<=[^e]s) (?:a|per) day\b", " 1 times a day"),
+    (r"(?<!times )\b(?:an?|single|the) (?=(?:lit(?:er|re)|week|hour|month|year|tablet|capsule|puff|drop|teaspoon|gram|minute)\b)", "1 "),
     (r"(?<!times a)(?<!\d) ?\b(?:daily|(?:every|each) day)\b", " 1 times a day"),
     (r"\bonce\b(?= (?:a|per|every) (?:day|week|month|year)| weekly)", "1 times"), (r"\btwice\b", "2 times"), (r"\bthrice\b", "3 times"),
     (r"\bnocte\b", "at night"), (r"\bp\.?r\.?n\b\.?|\bs\.o\.s\b\.?", "as needed"),
@@ -46,15 +47,15 @@ _DOSING = [(re.compile(pattern), full) for pattern, full in (
 _REPAIRS = [(re.compile(pattern), full) for pattern, full in (
     (r"(?<=\d),(?=\d{3}(?!\d))", ""), (r"(?<=\d),(?=\d{1,2}(?!\d))", "."),  # thousands; a decimal comma
     (rf"(?<=\d)\. (?=\d+ ?(?:{_UNIT})\b)", "."),  # "2. 5 ml"
-    (r"(\d+(?:\.\d+)?) and (?:a|1) half\b", r"\1½"), (r"\bhalf (?:an? |of (?:an? |the )?|1 )?(?=[a-z])|\b(?:a|1) half (?:of (?:an? )?)?", "½ "),
+    (r"(\d+(?:\.\d+)?) and (?:a|1) half\b", r"\1½"), (rf"\b(?:(?:a|1) )?half (?:an? |of (?:an? |the )?|1 )?(?=(?:{_UNIT}|dose|glass|cup)\b)", "½ "),
     (r"\bquarter (?:of )?an? ", "¼ "), (r"(\d{2,3}) over (\d{2,3})", r"\1/\2"), (r"(\d) ?[x×*] ?(?=\d)", r"\1 x "),
     (r" ?°(?: ?[cf]\b)?| deg(?:rees?)?\b\.?(?: ?(?:c|f|celsius|fahrenheit)\b)?", " degrees"),
 )]  # fmt: skip
 
-_AT_MOST = r"at most|up to|maximum(?: of)?|max(?: of)?|no more than|not more than|not exceed(?:ing)?|within|≤|<="
+_AT_MOST = r"at most|(?<!go )(?<!put )(?<!went )(?<!increase )(?<!increased )(?<!raised )(?<!build )up to|maximum(?: of)?|max(?: of)?|no more than|not more than|not exceed(?:ing)?|within|≤|<="
 _AT_LEAST = r"at least|minimum(?: of)?|no less than|not less than|no fewer than|≥|>="
-_LESS, _MORE = r"less than|fewer than|lower than|under|below|<", r"(?:more|greater|higher|longer) than|over|above|exceed(?:s|ing)?|>|after"
-_BEFORE = re.compile(rf"(?:(?P<most>{_AT_MOST})|(?P<least>{_AT_LEAST})|(?P<less>{_LESS})|(?P<more>{_MORE}))(?: about| an?| the| of)* ?$")
+_LESS, _MORE = r"less than|fewer than|lower than|under|below|<", r"(?:more|greater|higher|longer) than|over|above|exceed(?:s|ing)?|>"
+_BEFORE = re.compile(rf"(?:(?P<most>{_AT_MOST})|(?P<least>{_AT_LEAST})|(?P<less>{_LESS})|(?P<more>{_MORE})|(?P<late>after))(?: about| an?| the| of)* ?$")
 _BEHIND = re.compile(r" ?(?:(?:or|and) (?:(?P<most>less|fewer|below|under)|(?P<least>more|above|older|over|higher|longer))\b|(?P<cap>at most|maximum|max)\b)")
 _AMOUNT = re.compile(
     rf"(?<![\w.])(?P<series>\d(?:-\d){{2,3}}(?![\d-]))|(?P<every>every )?(?P<value>(?<![\d.])\d+(?:\.\d+)?|\.\d+)(?P<power>\^\d+)?(?:[ -]?(?P<unit>{_UNIT})(?![a-z])(?P<per>(?: ?/ ?| per )(?:kg|dl|ml|l|min|hour)\b)?)?"
@@ -99,8 +100,8 @@ def _bound(text: str, match: re.Match) -> str:
     """The bound that stands before or behind the number; a denied "more than" is "at most"."""
     before = re.split(r"[,;:!?]|\. ", text[max(0, match.start() - 60) : match.start()])[-1]
     if found := _BEFORE.search(before):
-        denied = re.search(r"\b(?:not|never|no)\b", before[: found.start()])
-        signs = {"most": "<=", "least": ">=", "less": ">=" if denied else "<", "more": "<=" if denied else ">"}
+        denied = re.search(r"\b(?:not|never|no|avoid\w*)(?: \w+){0,3} ?$", before[: found.start()])
+        signs = {"most": "<=", "least": ">=", "less": ">=" if denied else "<", "more": "<=" if denied else ">", "late": ">"}
         return signs[found.lastgroup]
     behind = _BEHIND.match(text, match.end())
     return {"most": "<=", "least": ">=", "cap": "<="}[behind.lastgroup] if behind else ""

@@ -169,16 +169,16 @@ def language(text: str) -> str:
 
 # --- Negation ------------------------------------------------------------------------------------------------------
 
-DENYING = frozenset("not no never without nor neither none cannot deny denies denied denying".split())
-_CLAUSE = frozenset(", ; : . ! ? ( ) but although though however because since so whereas while if unless".split())
+DENYING = frozenset("not no non never without nor neither none nobody nothing cannot deny denies denied denying avoid avoids avoiding".split())
+_CLAUSE = frozenset(", ; : . ! ? ( ) but although though however because since so whereas while if unless when until".split())
 
 
 def negated(said: list[str]) -> set[int]:
     """The places of the tokens (`words(text, marks=True)`) that a negation governs: from it to the end of its clause."""
     governed, inside = set(), False
     for i, token in enumerate(said):
-        if token in _CLAUSE:
-            inside = False
+        if token in _CLAUSE:  # but "no fever, cough or pain"
+            inside = inside and token == "," and "or" in said[i + 1 : i + 6] and not _CLAUSE & set(said[i + 1 : i + 4])
         elif token in DENYING and said[i + 1 : i + 2] not in (["only"], ["just"]):
             inside = True
         elif inside:

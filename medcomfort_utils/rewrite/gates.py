@@ -5,7 +5,7 @@ composition (`segments`) is checked exactly; of a text written freely the compos
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
@@ -16,13 +16,13 @@ from medcomfort_utils.medical import lexicon
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.quantities import quantities
 from medcomfort_utils.records import Dialogue, Gate, Rewrite
-from medcomfort_utils.rewrite.invariants import Alignment, Said, changes, read
+from medcomfort_utils.rewrite.invariants import ONE, Alignment, Said, read
 from medcomfort_utils.text import language as language_of
 from medcomfort_utils.text import sentences, words
 
 USABLE = "usable_response"  # failed where a rewriter's response could not become a rewrite at all
 OWN_WORDS = 80  # words of all `say` segments together, at most
-BEFORE_URGENT = 25  # own words before an urgent sentence, at most
+BEFORE_URGENT, BEFORE_URGENT_FREE = 25, 40  # own words before an emergency, at most: composed, written freely
 SHORTEST, LONGEST, LONGER = 0.5, 1.8, 80  # words of a free text for each of its source; and so many words more
 
 _REFUSAL = re.compile(
@@ -134,7 +134,7 @@ def relations_kept(case: Case) -> str:
     """What is reworded keeps its numbers, bounds, medicines, doses, negations, conditions and relations."""
     if case.segments:
         return ""
-    found = [c for old, new in case.told.groups for c in changes(old, new, case.told.source, case.told.text)]
+    found = list(case.told.changes())
     lost = medical.medicines(case.answer) - medical.medicines(case.new_answer)
     found += [f"lost medicine: {name}" for name in sorted(lost)]
     return _told("changed", found + _new_doses(case.answer, case.new_answer))
@@ -142,14 +142,11 @@ def relations_kept(case: Case) -> str:
 
 def _new_doses(source: str, text: str) -> list[str]:
     """Doses and frequencies that the source does not give to that medicine."""
-    known = medical.prescriptions(source)
-    wrong = []
-    for name, dose, often in medical.prescriptions(text):
-        of_it = [triple for triple in known if triple[0] == name]
-        fits = any(dose in ("", d) and often in ("", f) for _, d, f in of_it)
-        if of_it and not fits:
-            wrong.append(f"dose of another medicine: {name} {dose} {often}".strip())
-    return wrong
+    known = defaultdict(set)
+    for name, *taken in medical.prescriptions(source):
+        known[name] |= {part for each in taken for part in each.split("+") if part}
+    given = ((name, part) for name, *taken in sorted(medical.prescriptions(text)) for each in taken for part in each.split("+") if part)
+    return [f"dose of another medicine: {name} {part}" for name, part in given if known[name] and part not in known[name] | known[""]]
 
 
 def urgent_first(case: Case) -> str:
@@ -165,7 +162,7 @@ def urgent_first(case: Case) -> str:
         return ""
     urgent = [s for s in sentences(case.answer) if medical.is_urgent(s)]
     urgent += [flag for flag in case.dialogue.red_flags if flag not in urgent]
-    kept = [s for s in sentences(case.new_answer) if medical.is_urgent(s)]
+    kept = [s for s in sentences(case.new_answer) if medical.names_urgent_care(s)]
     if urgent and not kept and any(map(medical.is_urgent, urgent)):
         return _told("lost urgent advice", urgent)
     if any(map(medical.is_emergency, urgent)):
@@ -174,7 +171,7 @@ def urgent_first(case: Case) -> str:
             if medical.is_urgent(said.text):
                 break
             own += len(said.text.split()) if id(said) in mine else 0
-        if own > BEFORE_URGENT:
+        if own > BEFORE_URGENT_FREE:
             return f"{own} words of comfort stand before urgent advice"
     return ""
 
@@ -196,25 +193,18 @@ def own_words_short(case: Case) -> str:
 
 def no_new_advice(case: Case) -> str:
     """No command, permission or excuse about medicine, care, tests or waiting in own words."""
-    return _told("advice in own words", (clause for said in case.own for clause in medical.instructions(said.text)))
+    known = [frozenset(words(sentence)) for sentence in sentences(case.answer)]
+    found = (clause for said in case.own for clause in medical.instructions(said.text))
+    added = (c for c in found if case.segments or not any(len(set(words(c)) - k) <= 0.25 * len(words(c)) for k in known))
+    return _told("advice in own words", added)
 
 
 def no_promise(case: Case) -> str:
     """No outcome is promised that the source does not promise."""
-    known = set(map(_letters, medical.promises(case.answer)))
-    added = [s for said in case.own for s in medical.promises(said.text) if _letters(s) not in known]
-    return _told("promise", added + _reworded_promises(case))
-
-
-def _reworded_promises(case: Case) -> list[str]:
-    """In sentences that stand for others: clauses that promise where the source did not."""
-    if case.segments or case.rewrite.condition == "comfort_only":
-        return []
-    groups = case.told.groups
-    return [
-        promise for old, new in groups if not any(medical.promises(s.text) for s in old)
-        for said in new for promise in medical.promises(said.text)
-    ]  # fmt: skip
+    known = medical.promises(case.answer)
+    reworded = [] if case.segments or known or case.rewrite.condition == "comfort_only" else case.told.new
+    added = [s for said in (*case.own, *reworded) for s in medical.promises(said.text) if s not in known]
+    return _told("promise", added)
 
 
 def no_new_facts(case: Case) -> str:
@@ -229,14 +219,15 @@ def no_new_facts(case: Case) -> str:
 def _new_content(source: str, text: str, figurative: str | None = None) -> set[str]:
     """Medicines, numbers and clinical words of `text` that `source` lacks; feelings may borrow the body's words."""
     known = {q.value for q in quantities(source)}
-    numbers = {f"{q.value} {q.unit}".strip() for q in quantities(text) if q.value not in known}
+    found = [q for q in quantities(text) if q.value not in known and (q.unit or float(q.value.split("^")[0]) > 12)]
+    numbers = {f"{q.value} {q.unit}".strip() for q in found if (q.value, q.unit) not in ONE}
     names = medical.clinical(text if figurative is None else figurative) - medical.clinical(source) - lexicon("figurative")
     return numbers | (medical.medicines(text) - medical.medicines(source)) | {n for n in names if not _near(n, source)}
 
 
 def _near(name: str, source: str) -> bool:
     """Whether another form of the word stands in the source: infected for infection."""
-    return any(medical.stem(word)[:5] == name[:5] for word in words(source) if len(word) > 4)
+    return any(name[:5].startswith(medical.stem(word)[:5]) for word in words(source) if len(word) > 3)
 
 
 def question_unchanged(case: Case) -> str:
@@ -246,10 +237,8 @@ def question_unchanged(case: Case) -> str:
 
 def question_kept(case: Case) -> str:
     """The patient's story keeps its sentences, numbers, negations and relations."""
-    asked = case.asked
-    lost = [f"lost: {said.text}" for said in asked.lost if _medical(said)]
-    found = [c for old, new in asked.groups for c in changes(old, new, asked.source, asked.text)]
-    return _told("changed", lost + found)
+    lost = [f"lost: {said.text}" for said in case.asked.lost if _medical(said)]
+    return _told("changed", lost + list(case.asked.changes(question=True)))
 
 
 def no_new_history(case: Case) -> str:
@@ -269,7 +258,7 @@ def emotion_present(case: Case) -> str:
 
 def comfort_present(case: Case) -> str:
     """Some own words of the answer show warmth or understanding, or offer company."""
-    own = case.own if case.segments else case.own + [said for _, new in case.told.groups for said in new]
+    own = case.own if case.segments else case.told.new
     known = {medical.stem(word) for word in words(case.answer)}
     said = {medical.stem(word) for said in own for word in words(said.text)}
     return "" if (said - known) & lexicon("comfort") else "no comfort was added to the answer"

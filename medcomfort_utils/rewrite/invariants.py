@@ -4,7 +4,7 @@ A relation is a mark (quantity, pole of an opposite, negation, condition, medici
 neighbours, its sign or its value is a change of the medicine; words around it are free.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import cache, cached_property, lru_cache
 from itertools import combinations
@@ -15,17 +15,24 @@ from medcomfort_utils.quantities import quantities, unified
 from medcomfort_utils.text import DENYING, negated, sentences, tokens
 
 LINK = 0.34  # share of a sentence's content that another must hold to stand for it
-LOST_CLAUSE = 0.2  # share of a clause's content that must be found
+FOUND = 0.3  # share of a sentence's content that must stand somewhere, weighted by rarity
+LOST_CLAUSE = 0.2  # the same for a clause
 NEAR = 8  # tokens to each side that are a mark's neighbours
+MOST = 300  # marks of a kind that are compared: gates stay linear in the length of a text
 _TIME = {"minute", "second", "day", "month", "year", "night"}
-_BREAKS = frozenset(", ; : ( ) and but or which because as so while".split())
+ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "puff")} | {("60", "minute"), ("7", "day")}  # "a day", "an hour": often no number at all
+_BREAKS = frozenset(", ; : ( ) and but or which because as so while when if unless since though although".split())
+_ENDS = frozenset(", ; : ( ) . ? ! then but because".split())
+_LOOSE = frozenset("when whenever once until while case whether otherwise where depending for with in during without even though only unless if as".split())
+_PERSONS = frozenset("you he she they it the your there".split())
+_FLIPPING = frozenset(("amount", "start", "safe", "often", "effective", "prevent"))  # "not more" is "less"; "not before" is not "after"
 
 
 @cache
-def _poles() -> dict[str, list[tuple[int, int]]]:
+def _poles() -> dict[str, list[tuple[str, int]]]:
     """Stem of a word: the pairs of opposites in which it stands, and its sign there."""
     found = defaultdict(list)
-    for pair, poles in enumerate(medical.word_lists()["opposites"]):
+    for pair, poles in medical.word_lists()["opposites"].items():
         for sign, words in zip((1, -1), poles, strict=True):
             for word in words.split():
                 if (pair, sign) not in found[stem(word)]:
@@ -65,21 +72,64 @@ class Said:
         return [c for c in (*found, frozenset(clause)) if c]
 
     @cached_property
-    def heads(self) -> dict[str, int]:
-        """What a negation denies first, and where: "not stop", "no fever"."""
-        found = {}
+    def conditions(self) -> list[tuple[str, frozenset[str]]]:
+        """If, unless or even if, with the content of what depends on it; "know if" is "know whether"."""
+        found = []
         for i, token in enumerate(self.tokens):
-            if token in DENYING:
-                inside = [j for j in range(i + 1, min(i + 6, len(self.tokens))) if j in self.denied and self.stems[j]]
-                light = bool(inside) and self.stems[inside[0]] in lexicon("light")
-                found |= {self.stems[j]: j for j in inside[: 2 if light else 1] if self.stems[j] not in lexicon("light")}
+            last, following = self.tokens[max(0, i - 1)], " ".join(self.tokens[i + 1 : i + 3])
+            strict = token in ("if", "unless") and last != "as" and stem(last) not in lexicon("knowing")
+            strict |= token == "provided" or (token == "as" and following == "long as")
+            strict |= token == "should" and (i == 0 or last in _BREAKS) and following.split(" ")[0] in _PERSONS and self.text[-1] != "?"
+            if strict:
+                end = next((j for j in range(i + 1, len(self.tokens)) if self.tokens[j] in _ENDS), len(self.tokens))
+                sign = "unless" if token == "unless" else "even" if last == "even" else "if"
+                found.append((sign, frozenset(self.stems[i + 1 : end]) - {""}))
         return found
+
+    @cached_property
+    def _clean(self) -> list[bool]:
+        """Of each token whether its clause denies nothing."""
+        found, start = [], 0
+        for i, token in enumerate((*self.tokens, ".")):
+            if (token in _BREAKS and token not in ("and", "or")) or i == len(self.tokens):
+                clause = self.tokens[start : i + 1]
+                clean = not any(t in DENYING or stem(t) in lexicon("implicit_denials") for t in clause)
+                found += [clean and j not in self.denied for j in range(start, start + len(clause))]
+                start = i + 1
+        return found
+
+    @cached_property
+    def affirmed(self) -> frozenset[str]:
+        """The content of clauses that deny nothing."""
+        return frozenset(name for name, clean in zip(self.stems, self._clean, strict=False) if clean) - {""}
+
+    @cached_property
+    def doubted(self) -> frozenset[str]:
+        """The content of clauses that deny something."""
+        return frozenset(name for name, clean in zip(self.stems, self._clean, strict=False) if not clean) - {""}
+
+    @cached_property
+    def heads(self) -> frozenset[str]:
+        """What a negation denies first: "not stop", "no fever"; a question ("is it not enough?") denies nothing."""
+        found = set()
+        last = max((i for i, t in enumerate(self.tokens) if t in _BREAKS), default=0) if self.text.endswith("?") else len(self.tokens)
+        for i, token in enumerate(self.tokens[:last]):
+            if token in DENYING and self.tokens[i + 1 : i + 2] not in (["it"], ["that"], ["this"], ["them"]):
+                inside = [j for j in range(i + 1, min(i + 9, len(self.tokens))) if j in self.denied and self.stems[j]]
+                head = next((j for j in inside if self.stems[j] not in lexicon("light")), None)
+                if head and head - max([i, *(j for j in inside if j < head)]) <= 4:
+                    found.add(self.stems[head])
+        return frozenset(found - lexicon("social_verbs"))
 
     def marks(self) -> Iterable[tuple[object, object, dict[str, float]]]:
         """Kind, key and neighbours of what must keep its neighbours."""
         for i, token in enumerate(self.tokens):
             for pair, sign in _poles().get(stem(token), ()):
-                yield pair, -sign if i in self.denied else sign, self._near(i)
+                if pair == "side" and not self.stems[min(i + 1, len(self.stems) - 1)]:
+                    continue  # "right away", "left me"
+                close = DENYING & {*self.tokens[max(0, i - 3) : i]} if i in self.denied else ()
+                denied = close or self.tokens[i + 1 : i + 2] in (["no"], ["neither"], ["without"])  # "causes no harm"
+                yield pair, -sign if denied and pair in _FLIPPING else sign, self._near(i)
             if token[0].isdigit():
                 yield "number", token, self._near(i)
 
@@ -99,7 +149,7 @@ class Said:
 @lru_cache(maxsize=1 << 16)
 def _content(token: str) -> str:
     if not token.isalpha() or len(token) < 2:
-        return ""
+        return token if token[0].isdigit() and token not in "01" else ""
     return medical.generic(token) or ("" if stem(token) in lexicon("function") else stem(token))
 
 
@@ -109,79 +159,117 @@ def read(text: str, lang: str = "en") -> tuple[Said, ...]:
     return tuple(Said(sentence) for sentence in sentences(text, lang))
 
 
-# --- Which sentence stands for which ------------------------------------------------------------------------------
+# --- Which sentences are left ---------------------------------------------------------------------------------------
 
 
 class Alignment:
-    """A text beside its source: `kept` verbatim, `groups` of reworded sentences, `lost` ones, and `own` words."""
+    """A text beside its source: what is neither verbatim on one side (`old`) nor on the other (`new`), and `own` words."""
 
     def __init__(self, source: str, text: str):
-        old, new = list(read(source)), list(read(text))
-        self.source, self.text = old, new
-        self.kept, old, new = _verbatim(old, new)
-        self.groups, self.lost, self.own = _groups(old, new)
+        self.source, self.text = read(source), read(text)
+        waiting = defaultdict(list)
+        for said in self.source:
+            waiting[said.words].append(said)
+        self.new = [said for said in self.text if not (waiting[said.words] and waiting[said.words].pop())]
+        self.old = [said for several in waiting.values() for said in several]
+        self.places = defaultdict(list)  # a word of the source: the sentences in which it stands
+        for i, said in enumerate(self.source):
+            for name in said.content:
+                self.places[name].append(i)
+        self.own = [said for said in self.new if not self._stands_for_one(said)]
 
+    def _weight(self, name: str) -> float:
+        return 1 / len(self.places.get(name, ".")) ** 0.5
 
-def _verbatim(old: list[Said], new: list[Said]) -> tuple[list[Said], list[Said], list[Said]]:
-    """Kept sentences, and what is left on both sides; each sentence of the text keeps one of the source at most."""
-    waiting = defaultdict(list)
-    for said in old:
-        waiting[said.words].append(said)
-    kept, rest = [], []
-    for said in new:
-        same = waiting.get(said.words)
-        kept.append(same.pop(0)) if same else rest.append(said)
-    gone = {id(said) for said in kept}
-    return kept, [said for said in old if id(said) not in gone], rest
-
-
-def _groups(old: list[Said], new: list[Said]) -> tuple[list[tuple[list[Said], list[Said]]], list[Said], list[Said]]:
-    index = defaultdict(list)
-    for i, said in enumerate(old):
+    def _stands_for_one(self, said: Said) -> bool:
+        """Whether a sentence of the source shares so much content that this one is its rewording."""
+        shared, count = defaultdict(float), Counter()
         for name in said.content:
-            index[name].append(i)
-    weight = {name: 1 / len(places) ** 0.5 for name, places in index.items()}
-    links = defaultdict(set)  # new sentence: the old ones it may stand for
-    best_of_old: dict[int, tuple[float, int]] = {}
-    for j, said in enumerate(new):
-        shared = defaultdict(float)
-        for name in said.content:
-            for i in index.get(name, ())[:20]:
-                shared[i] += weight[name]
-        size = sum(weight.get(name, 0.7) for name in said.content)
-        scores = {i: max(both / size, both / sum(weight[n] for n in old[i].content)) for i, both in shared.items()}
-        strong = {i: s for i, s in scores.items() if s >= LINK and (len(said.content & old[i].content) > 1 or s > 0.6)}
-        if strong:
-            links[j].add(max(strong, key=strong.get))
-        for i, score in strong.items():
-            if score > best_of_old.get(i, (0, 0))[0]:
-                best_of_old[i] = (score, j)
-    for i, (_, j) in best_of_old.items():
-        links[j].add(i)
-    groups: list[tuple[set[int], set[int]]] = []
-    for j, places in links.items():
-        joined = [g for g in groups if g[0] & places]
-        groups = [g for g in groups if not g[0] & places]
-        groups.append((places.union(*(g[0] for g in joined)), {j}.union(*(g[1] for g in joined))))
-    used = set().union(*(g[0] for g in groups))
-    found = [([old[i] for i in sorted(a)], [new[j] for j in sorted(b)]) for a, b in groups]
-    return found, [s for i, s in enumerate(old) if i not in used], [s for j, s in enumerate(new) if j not in links]
+            for i in self.places.get(name, ())[:20]:
+                shared[i] += self._weight(name)
+                count[i] += 1
+        size = sum(map(self._weight, said.content))
+        sizes = ((i, both, sum(map(self._weight, self.source[i].content))) for i, both in shared.items())
+        return any(max(both / size, both / whole) >= (LINK if count[i] > 1 else 0.6) for i, both, whole in sizes)
 
+    @cached_property
+    def lost(self) -> list[Said]:
+        """Sentences of the source whose content is found nowhere in the text."""
+        letters = "".join(token for said in self.text for token in said.tokens)
+        return [said for said in self.old if said.content and self._found(said.content, letters) < FOUND]
 
-# --- What has changed ---------------------------------------------------------------------------------------------
+    def _found(self, names: Iterable[str], letters: str) -> float:
+        weights = {name: self._weight(name) for name in names}
+        return sum(weight for name, weight in weights.items() if name[:6] in letters) / sum(weights.values())
 
+    # --- What has changed ---
 
-def changes(old: list[Said], new: list[Said], context: list[Said], text: list[Said]) -> Iterable[str]:
-    """What the sentences `new` changed of `old`; `context` is the whole source answer, `text` the whole new one."""
-    yield from _quantities(old, new, context, text)
-    yield from _turned(old, new)
-    yield from _denials(old, new)
-    yield from _conditions(old, new)
-    found = frozenset().union(*(said.content for said in text))
-    for said in old:
-        for clause in said.clauses:
-            if len(clause) > 1 and len(clause & found) < LOST_CLAUSE * len(clause):
+    def changes(self, question: bool = False) -> Iterable[str]:
+        """What the reworded sentences changed; of a `question`, a new condition ("if only I had ...") is none."""
+        if not self.new:
+            return
+        yield from self._quantities()
+        yield from self._turned()
+        yield from self._denials()
+        yield from self._conditions(question)
+        letters = "".join(token for said in self.text for token in said.tokens)
+        for clause in (clause for said in self.old for clause in said.clauses if said not in self.lost):
+            if len(clause) > 1 and self._found(clause, letters) < LOST_CLAUSE:
                 yield f"lost: {' '.join(sorted(clause))}"
+
+    def _quantities(self) -> Iterable[str]:
+        before, after, said = _all(self.old), _all(self.new), _all(self.text)
+        for value, unit in before:
+            if (value, unit) not in said and not any(v == value and "" in (u, unit) for v, u in said) and (value, unit) not in ONE:
+                yield f"lost number: {value} {unit}".strip()
+        for (value, unit), bounds in after.items():
+            known = before.get((value, unit))
+            if known and not known & bounds and not (unit in _TIME and "" in known | bounds):
+                yield f"changed bound: {value} {unit}".strip()
+
+    def _turned(self) -> Iterable[str]:
+        """Marks that have the neighbours of their opposite, or that exchanged their neighbours."""
+        before, after = _by_kind(self.source), _by_kind(self.new)
+        for kind in before.keys() & after.keys():
+            for sign, near in after[kind] if kind != "number" else ():
+                likeness = {1: 0.0, -1: 0.0}
+                for other, around in before[kind]:
+                    likeness[other] = max(likeness[other], _alike(near, around))
+                if likeness[-sign] >= 0.3 and likeness[-sign] > likeness[sign] + 0.1 and not any(
+                    other == -sign and _alike(near, around) >= likeness[-sign] for other, around in after[kind]
+                ):
+                    yield "turned around: " + " ".join(near)
+            first, second = dict(before[kind][:40]), dict(after[kind][:40])
+            for one, other in combinations(first.keys() & second.keys(), 2):
+                same = _alike(first[one], second[one]) + _alike(first[other], second[other])
+                crossed = _alike(first[one], second[other]) + _alike(first[other], second[one])
+                if crossed > same + 0.25:
+                    yield f"exchanged: {one} and {other}" if kind == "number" else "exchanged: " + " ".join(first[one])
+
+    def _denials(self) -> Iterable[str]:
+        before, after = (frozenset(name for said in side for name in said.heads) for side in (self.old, self.new))
+        for heads, denied, other, fault in (
+            (before, after, self.text, "lost"),
+            (after, before, self.source, "new"),
+        ):
+            affirmed = frozenset(name for said in other for name in said.affirmed)
+            if turned := sorted(heads & affirmed - denied - frozenset(n for s in other for n in s.doubted)):
+                yield f"{fault} negation: {', '.join(turned)}"
+
+    def _conditions(self, question: bool) -> Iterable[str]:
+        reworded = [said for said in self.new if said not in self.own]
+        before, after = ([c for said in side for c in said.conditions] for side in (self.old, reworded))
+        for sign, clause in before:
+            if like := [s for s, other in after if len(clause & other) > 0.5 * min(len(clause), len(other))]:
+                if sign not in like and "if" in (sign, *like):
+                    yield f"{sign} became {like[0]}: {' '.join(sorted(clause))}"
+            elif bare := [said for said in self.new if clause and len(clause & said.content) > 0.6 * len(clause)]:
+                if all(not _LOOSE & set(said.tokens) for said in bare):
+                    yield f"lost condition: {' '.join(sorted(clause))}"
+        known = set(self.places)
+        for sign, clause in after if not question else ():
+            if len(clause & known) < 0.4 * len(clause) and sign != "even":
+                yield f"new condition: {' '.join(sorted(clause))}"
 
 
 def _all(parts: Iterable[Said]) -> dict[tuple[str, str], set[str]]:
@@ -192,80 +280,14 @@ def _all(parts: Iterable[Said]) -> dict[tuple[str, str], set[str]]:
     return found
 
 
-def _quantities(old, new, context, text) -> Iterable[str]:
-    before, after, elsewhere, said = _all(old), _all(new), _all(context), _all(text)
-    for value, unit in before:
-        if (value, unit) not in said and not any(v == value and "" in (u, unit) for v, u in said):
-            yield f"lost number: {value} {unit}".strip()
-    for (value, unit), bounds in after.items():
-        known = before.get((value, unit))
-        if known is None and (value, unit) in elsewhere:
-            yield f"number of another sentence: {value} {unit}".strip()
-        elif known and not known & bounds and not (unit in _TIME and "" in known | bounds):
-            yield f"changed bound: {value} {unit}".strip()
-
-
 def _alike(one: dict[str, float], other: dict[str, float]) -> float:
     return sum(min(weight, other[name]) for name, weight in one.items() if name in other)
 
 
-def _turned(old: list[Said], new: list[Said]) -> Iterable[str]:
-    """Marks that have the neighbours of their opposite, or that exchanged their neighbours."""
-    before, after = _by_kind(old), _by_kind(new)
-    for kind in before.keys() & after.keys():
-        for sign, near in after[kind] if kind != "number" else ():
-            likeness = {1: 0.0, -1: 0.0}
-            for other, around in before[kind]:
-                likeness[other] = max(likeness[other], _alike(near, around))
-            if likeness[-sign] >= 0.3 and likeness[-sign] > likeness[sign] + 0.1 and not _still(kind, -sign, near, after, likeness):
-                yield "turned around: " + " ".join(near)
-        first, second = dict(before[kind][:40]), dict(after[kind][:40])
-        for one, other in combinations(first.keys() & second.keys(), 2):
-            same = _alike(first[one], second[one]) + _alike(first[other], second[other])
-            crossed = _alike(first[one], second[other]) + _alike(first[other], second[one])
-            if crossed > same + 0.25:
-                yield f"exchanged: {one} and {other}" if kind == "number" else "exchanged: " + " ".join(first[one])
-
-
-def _still(kind, sign: int, near: dict[str, float], after, likeness: dict[int, float]) -> bool:
-    """Whether the text says the right pole of the same thing too."""
-    return any(other == sign and _alike(near, around) >= likeness[sign] for other, around in after[kind])
-
-
-def _by_kind(parts: list[Said]) -> dict[object, list[tuple[object, dict[str, float]]]]:
+def _by_kind(parts: Iterable[Said]) -> dict[object, list[tuple[object, dict[str, float]]]]:
     found = defaultdict(list)
     for said in parts:
         for kind, key, near in said.marks():
-            found[kind].append((key, near))
+            if len(found[kind]) < MOST:
+                found[kind].append((key, near))
     return found
-
-
-def _affirmed(parts: list[Said]) -> set[str]:
-    return {name for said in parts for i, name in enumerate(said.stems) if name and i not in said.denied}
-
-
-def _denies_softly(parts: list[Said]) -> bool:
-    return any(stem(token) in lexicon("implicit_denials") for said in parts for token in said.tokens)
-
-
-def _denials(old: list[Said], new: list[Said]) -> Iterable[str]:
-    before, after = ({name for said in side for name in said.heads} for side in (old, new))
-    for heads, denied, other in ((before, after, new), (after, before, old)):
-        if turned := sorted(heads & _affirmed(other) - denied if not _denies_softly(other) else ()):
-            yield f"{'lost' if other is new else 'new'} negation: {', '.join(turned)}"
-    explicit = [any(token in DENYING for said in side for token in said.tokens) for side in (old, new)]
-    if before and not explicit[1] and not _denies_softly(new):
-        yield f"lost negation: {', '.join(sorted(before))}"
-    if after and not explicit[0] and not _denies_softly(old) and after & {n for said in old for n in said.content}:
-        yield f"new negation: {', '.join(sorted(after))}"
-
-
-def _conditions(old: list[Said], new: list[Said]) -> Iterable[str]:
-    strict, loose = (frozenset(words.split()) for words in medical.word_lists()["conditions"])
-    before, after = ({token for said in side for token in said.tokens} for side in (old, new))
-    if "unless" in before ^ after and not (before if "unless" in after else after) & (DENYING | {"until", "except"}):
-        yield "if and unless exchanged"
-    if before & strict and not after & (strict | loose):
-        yield "lost condition"
-    if after & strict and not before & (strict | loose):
-        yield "new condition"
