@@ -13,10 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from medcomfort_utils.evaluate.baselines import SERVED
 from medcomfort_utils.finetune import chat, engine
-from medcomfort_utils.llm import Client, Failure, Request
-from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.llm import Cache, Client, Failure, Request, Settings
+from medcomfort_utils.paths import ROOT, MedComfortError
 
+RECORD = ROOT / "cache" / "replies.sqlite"  # what served models replied; `make clean` leaves it alone
 COLUMNS = ["reply", "tokens", "ended", "cut"]
 SCORED = 16  # replies whose perplexity is taken at a time: their logits, of the whole vocabulary, must stay small
 _STEP = 32  # tokens by which a cache grows at a time
@@ -76,12 +78,17 @@ def replies(
 ) -> pd.DataFrame:
     """Greedy replies to chat prompts, in the order given: columns reply, tokens, ended (by itself), cut.
 
+    `model`: a folder, a hub id, or NAME@URL, a model behind an OpenAI-compatible server (see `served`).
     Prompts are batched by length, so that little is padded; the batches are the same however many workers share them.
     A prompt that leaves no room for the reply loses its beginning (`cut`). Thoughts are no part of a reply. Raises
     MedComfortError if no prompt could have room, or the chat template cannot render one.
     """
     if batch_size < 1:
         raise MedComfortError(f"batch_size must be at least 1, not {batch_size}.")
+    if SERVED in model:
+        name, _, url = model.partition("@")
+        with Cache(RECORD) as record:
+            return served(Client(Settings(base_url=url), record), name, prompts, max_new_tokens)
     tokenizer, context = engine.load_tokenizer(model, revision), engine.limits(model, revision).context
     if not 0 < max_new_tokens < context:
         raise MedComfortError(f"max_new_tokens must lie between 1 and {context - 1} here, not {max_new_tokens}.")
@@ -162,7 +169,7 @@ def _cache(model):
 
 
 def without_thoughts(text: str) -> str:
-    """A reply without `<think>...</think>`; a thought may have been opened by the prompt, and one without end is all."""
+    """A reply without `<think>...</think>`; the prompt may have opened it; one without end is all."""
     return _THOUGHT.sub("", text).rpartition("</think>")[2].strip()
 
 
