@@ -48,7 +48,7 @@ def said(prompts):
 def test_neither_batch_nor_order_changes_replies(prompts, said):
     turned = generate.replies(BASE, prompts[::-1], ROOM, batch_size=1)
     pd.testing.assert_frame_equal(turned[::-1].reset_index(drop=True), said)
-    assert said["reply"].nunique() > 3
+    assert said["reply"].nunique() > 2
 
 
 @torch.no_grad()

@@ -75,10 +75,13 @@ def _messages(task: str, texts: dict[str, str], **values) -> tuple[dict, ...]:
     return {"role": "system", "content": system.strip()}, {"role": "user", "content": user.strip()}
 
 
-def _same_length(**lists: Sequence | None) -> None:
+def _texts(**lists: Sequence[str] | None) -> list[dict[str, str]]:
+    """The judged texts of each row by name; a list that is None stands for empty texts."""
     counts = {name: len(values) for name, values in lists.items() if values is not None}
     if len(set(counts.values())) > 1:
         raise MedComfortError(f"The judge needs lists of one length, not {counts}.")
+    rows = max(counts.values())
+    return [{name: values[i] if values is not None else "" for name, values in lists.items()} for i in range(rows)]
 
 
 @dataclass(frozen=True)
@@ -88,23 +91,6 @@ class Judge:
     client: Client
     model: str
     sampling: dict = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
-
-    def rating_requests(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        references: Sequence[str] | None = None,
-        rubric: str = "medcomfort",
-    ) -> list[Request]:
-        """What `rate` asks, for `client.estimate`."""
-        _same_length(questions=questions, answers=answers, references=references)
-        schema, version = _schema(criteria(rubric)), f"{_prompt('single')[1]}-{rubric}"
-        requests = []
-        for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            texts = {"question": question, "reference": references[i] if references is not None else ""}
-            messages = _messages("single", {**texts, "answer": answer}, rubric=rubrics()[rubric])
-            requests.append(Request(f"answer {i + 1}", self.model, messages, self.sampling, schema, version))
-        return requests
 
     def rate(
         self,
@@ -117,27 +103,13 @@ class Judge:
 
         `references`: the doctors' answers, if the judge is to see them. Raises MedComfortError as `Client.run` does.
         """
-        verdicts = self._verdicts(self.rating_requests(questions, answers, references, rubric))
+        texts = _texts(question=questions, reference=references, answer=answers)
+        schema = _schema(criteria(rubric))
+        messages = [_messages("single", text, rubric=rubrics()[rubric]) for text in texts]
+        verdicts = self._verdicts(messages, schema, f"{_prompt('single')[1]}-{rubric}")
         rows = [{"reason": "", "problem": "", **verdict} for verdict in verdicts]
         table = pd.DataFrame(rows, columns=[*criteria(rubric), "reason", "problem"])
         return table.astype(dict.fromkeys(criteria(rubric), float))
-
-    def comparing_requests(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        others: Sequence[str],
-        references: Sequence[str] | None = None,
-    ) -> list[Request]:
-        """What `compare` asks, for `client.estimate`: two requests a pair, one for each order."""
-        _same_length(questions=questions, answers=answers, others=others, references=references)
-        schema, version, requests = _schema(dict.fromkeys(ASPECTS, VERDICTS)), _prompt("pairwise")[1], []
-        for i, pair in enumerate(zip(answers, others, strict=True)):
-            for first, second in (pair, pair[::-1]):
-                texts = {"question": questions[i], "reference": references[i] if references is not None else ""}
-                messages = _messages("pairwise", {**texts, "first": first, "second": second}, aspects=ASPECTS)
-                requests.append(Request(f"pair {i + 1}", self.model, messages, self.sampling, schema, version))
-        return requests
 
     def compare(
         self,
@@ -152,10 +124,18 @@ class Judge:
         disagree (Zheng et al. 2023, arXiv 2306.05685), nan unless both verdicts can be read. `{aspect}_straight` and
         `{aspect}_swapped` hold the verdicts as given (A: the answer shown first); `problem` what could not be read.
         """
-        verdicts = self._verdicts(self.comparing_requests(questions, answers, others, references))
+        straight = _texts(question=questions, reference=references, first=answers, second=others)
+        swapped = [text | {"first": text["second"], "second": text["first"]} for text in straight]
+        both = [text for pair in zip(straight, swapped, strict=True) for text in pair]
+        messages = [_messages("pairwise", text, aspects=ASPECTS) for text in both]
+        verdicts = self._verdicts(messages, _schema(dict.fromkeys(ASPECTS, VERDICTS)), _prompt("pairwise")[1])
         return pd.DataFrame([_compared(*verdicts[i : i + 2]) for i in range(0, len(verdicts), 2)])
 
-    def _verdicts(self, requests: Iterable[Request]) -> list[dict]:
+    def _verdicts(self, messages: Iterable[tuple[dict, ...]], schema: dict, version: str) -> list[dict]:
+        requests = [
+            Request(f"verdict {i}", self.model, asked, self.sampling, schema, version)
+            for i, asked in enumerate(messages, start=1)
+        ]
         return list(self.client.run(requests, self._verdict))
 
     async def _verdict(self, request: Request) -> dict:

@@ -158,10 +158,10 @@ def load(
     return tables, whose.merge(means, left_on="item", right_index=True, how="left")
 
 
-def krippendorff(ratings: pd.DataFrame | np.ndarray, level: str = "ordinal") -> float:
-    """Krippendorff's alpha of [raters, items], nan where a rater gave none: 1 is agreement, 0 is chance.
+def krippendorff(ratings: pd.DataFrame | np.ndarray) -> float:
+    """Krippendorff's ordinal alpha of [raters, items], nan where a rater gave none: 1 is agreement, 0 is chance.
 
-    `level`: nominal, ordinal or interval. nan where nothing can be compared, or where all ratings are the same.
+    nan where nothing can be compared, or where all ratings are the same.
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
     ratings = np.asarray(ratings, dtype=float)
@@ -170,22 +170,13 @@ def krippendorff(ratings: pd.DataFrame | np.ndarray, level: str = "ordinal") -> 
     counts = counts[counts.sum(axis=1) > 1]  # an item rated once says nothing of agreement
     if not counts.size:
         return np.nan
-    given = counts.sum(axis=1)
-    coincidences = (counts / (given - 1)[:, None]).T @ counts - np.diag((counts / (given - 1)[:, None]).sum(axis=0))
+    weighted = counts / (counts.sum(axis=1) - 1)[:, None]
+    coincidences = weighted.T @ counts - np.diag(weighted.sum(axis=0))
     totals = coincidences.sum(axis=0)
-    apart = _distance(values, totals, level)
+    between = np.cumsum(totals) - totals / 2  # the distance of two values is the number of ratings between them
+    apart = (between[:, None] - between[None]) ** 2
     by_chance = totals @ apart @ totals
     return float(1 - (totals.sum() - 1) * (coincidences * apart).sum() / by_chance) if by_chance else np.nan
-
-
-def _distance(values: np.ndarray, totals: np.ndarray, level: str) -> np.ndarray:
-    """Squared differences between values; on the ordinal level they count the ratings that lie between."""
-    if level == "nominal":
-        return 1.0 - np.eye(len(values))
-    if level not in ("ordinal", "interval"):
-        raise MedComfortError(f"level must be nominal, ordinal or interval, not '{level}'.")
-    at = values if level == "interval" else np.cumsum(totals) - totals / 2
-    return (at[:, None] - at[None]) ** 2
 
 
 def reliability(ratings: dict[str, pd.DataFrame], samples: int = 1000, seed: int = 0) -> pd.DataFrame:
