@@ -10,7 +10,8 @@ import pytest
 import yaml
 from servers import FAULTS, OPENING, USELESS, Reply, StubServer, rewriting
 
-from medcomfort_utils.llm import Cache, Client, Response, Settings, limits
+from medcomfort_utils.llm import Cache, Client, Response, Settings
+from medcomfort_utils.llm import client as limits
 from medcomfort_utils.parquet import read_records, stream_records
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue, Message, Rewrite, content_id

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from medcomfort_utils.llm import Cache
-from medcomfort_utils.llm.estimate import SHARE
+from medcomfort_utils.llm.limits import SHARE
 from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA
 from medcomfort_utils.records import EMOTIONS, Rewrite
