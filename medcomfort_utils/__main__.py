@@ -70,9 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--answer-field", default="", metavar="NAME", help="default: detected")
     sub.add_argument("--name", default="", metavar="NAME", help="of the new profile (default: that of the corpus)")
     sub.set_defaults(run=_new_profile)
-    sub = commands.add_parser("build-base", help="train the nano base model from scratch, on a CPU")
-    sub.add_argument("--out", default="data/nano_base", metavar="FOLDER", help="default: data/nano_base")
-    sub.set_defaults(run=_build_base)
     return parser
 
 
@@ -125,12 +122,6 @@ def _new_profile(args: argparse.Namespace) -> None:
     fields = (args.question_field, args.answer_field)
     path = new_profile.new_profile(args.origin, args.source, args.model, args.llm, args.llm_model, fields, args.name)
     print(f"{paths.tidy(path)} is written and checked; run it: medcomfort reproduce --profile {path.stem}")
-
-
-def _build_base(args: argparse.Namespace) -> None:
-    from medcomfort_utils.finetune import nano
-
-    print("saved to", paths.tidy(nano.build_base(args.out)))
 
 
 def _sentence(error: OSError) -> str:

@@ -14,14 +14,14 @@ from pathlib import Path
 from medcomfort_utils.llm import Cache, Client, Request, Settings
 from medcomfort_utils.llm import client as llm_client
 from medcomfort_utils.paths import DATA
-from medcomfort_utils.rewrite import chain, sources
-from medcomfort_utils.rewrite.llm_rewriter import open_rewriter
+from medcomfort_utils.rewrite import rewriter, sources
+from medcomfort_utils.rewrite.rewriter import open_rewriter
 
 DIALOGUES, ROWS, CONCURRENCY = 24, 300, 8
 FILES = ("dialogues.parquet", "rewrites.parquet", "rejected.parquet", "responses.jsonl")
 # Children are forked from a clean process that has imported all of it once.
 CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["medcomfort_utils.rewrite.llm_rewriter", "pandas", "aiohttp"])
+CLEAN.set_forkserver_preload(["medcomfort_utils.rewrite.rewriter", "pandas", "aiohttp"])
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def rewrite(url, folder):
     corpus = sources.open_source(str(DATA / "medcomfort_mini/dialogues.jsonl"), limit=DIALOGUES)
     settings = {"base_url": url, "concurrency": CONCURRENCY, "timeout": 1.0, "retries": 30}
     writer = open_rewriter("llm", folder / "cache.sqlite", "", "m", 2, {"max_tokens": 500}, **settings)
-    chain.write(writer.versions(corpus), folder)
+    rewriter.write(writer.versions(corpus), folder)
     writer.finish(folder / "responses.jsonl")
 
 
