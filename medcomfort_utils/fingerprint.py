@@ -3,15 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medcomfort_utils import paths
-from medcomfort_utils.paths import MedComfortError, tidy
-from medcomfort_utils.profile import Run, Step, read_notebook
+from medcomfort_utils import paths, schema
+from medcomfort_utils.paths import tidy
+from medcomfort_utils.profile import Run, Step
 
-PACKAGE = "medcomfort_utils"
 OUTPUTS = ("results", "smoke")  # folders of data/ that hold what steps once wrote
 LARGE = 64 * 2**20  # bytes; above it a file is known by size and time
 OWN = {"notebooks", "steps", "profile.yaml", "versions.json"}  # what the flow itself writes into a run's folder
@@ -20,7 +19,7 @@ OWN = {"notebooks", "steps", "profile.yaml", "versions.json"}  # what the flow i
 def shared() -> dict[str, str]:
     """Digests of what every step hangs on: the package with its data files, data/ but for OUTPUTS, the versions."""
     data = [p for p in files(paths.DATA) if p.suffix != ".md" and p.relative_to(paths.DATA).parts[0] not in OUTPUTS]
-    return {"code": content(paths.ROOT / PACKAGE), "data": _digest({tidy(path): content(path) for path in data}),
+    return {"code": content(paths.ROOT / "medcomfort_utils"), "data": _digest({tidy(p): content(p) for p in data}),
             "versions": _digest(paths.package_versions())}  # fmt: skip
 
 
@@ -30,10 +29,9 @@ def made_from(step: Step, run: Run, common: dict[str, str]) -> dict[str, str]:
     Needed steps are known by what they wrote: one that ran again to the same bytes changes nothing.
     """
     inputs = {tidy(p): content(p) for _, p in step.inputs() if p.exists() and not p.is_relative_to(run.folder)}
-    needs = {name: (read_record(run, name) or {}).get("files") for name in step.needs}
-    cells = [cell.source for cell in read_notebook(step.notebook).cells if cell.cell_type == "code"]
-    parts = {"notebook": cells, "parameters": [run.threads, step.parameters], "input files": inputs,
-             "needed steps": needs}  # fmt: skip
+    parts = {"notebook": [cell["source"] for cell in schema.code_cells(step.notebook)],
+             "parameters": [run.threads, step.parameters], "input files": inputs,
+             "needed steps": {name: (read_record(run, name) or {}).get("files") for name in step.needs}}  # fmt: skip
     return common | {part: _digest(value) for part, value in parts.items()}
 
 
@@ -66,12 +64,10 @@ def snapshot(run: Run) -> dict[str, int]:
 
 def written(before: dict[str, int], step: Step, run: Run) -> dict[str, str]:
     """Digests of the files that the step left: its models; or what changed since `before`, or is nobody's."""
-    now = snapshot(run)
+    now, theirs = snapshot(run), claimed(run, [other for other in run.steps if other is not step])
     if step.model:
-        own = [path.relative_to(run.folder).as_posix() for path in step.written() if path.is_relative_to(run.folder)]
-        names = [name for name in now if name.startswith(tuple(f"{folder}/" for folder in own))]
-    else:
-        theirs = claimed(run, [other for other in run.steps if other is not step])
+        names = [name for name in now if any((run.folder / name).is_relative_to(own) for own in step.written())]
+    else:  # what a killed run of the step left, and it found good, is nobody's
         names = [name for name in now if now[name] != before.get(name) or name not in theirs]
     return {name: content(run.folder / name) for name in names}
 
@@ -89,9 +85,9 @@ def record_path(run: Run, name: str) -> Path:
 def read_record(run: Run, name: str) -> dict[str, Any] | None:
     """The record of a finished step, or None (also if somebody broke it)."""
     try:
-        record = paths.read_json(record_path(run, name), "record")
+        record = json.loads(record_path(run, name).read_text(encoding="utf-8"))
         return record if {"made_from", "files", "seconds", "peak_mb", "incomplete"} <= record.keys() else None
-    except (MedComfortError, AttributeError, UnicodeDecodeError):
+    except (OSError, ValueError, AttributeError):
         return None
 
 
@@ -102,8 +98,7 @@ def content(path: Path) -> str:
     status = path.stat()
     if status.st_size > LARGE:
         return f"{status.st_size} bytes of {status.st_mtime_ns}"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def files(folder: Path) -> list[Path]:
@@ -113,14 +108,6 @@ def files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(found)
-
-
-def code_cells(notebook: Path) -> Iterator[str]:
-    """The code cells as plain Python: `%` and `!` lines become calls, as in IPython."""
-    from IPython.core.inputtransformer2 import TransformerManager  # slow to import, and only tests read cells
-
-    transform = TransformerManager().transform_cell
-    yield from (transform(cell.source) for cell in read_notebook(notebook).cells if cell.cell_type == "code")
 
 
 def _digest(value: Any) -> str:

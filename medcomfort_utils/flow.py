@@ -4,12 +4,12 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import import_module
@@ -19,10 +19,9 @@ from typing import NoReturn
 import psutil
 import yaml
 
-from medcomfort_utils import fingerprint, paths, profile
+from medcomfort_utils import fingerprint, paths, profile, progress, schema
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.profile import Run, Step
-from medcomfort_utils.progress import FILE, Listener
 
 MARK = "MEDCOMFORT_RUN"  # environment variable by which the processes of a run are known
 PATIENCE = 5.0  # seconds; a kernel whose parent was killed ends by itself within two
@@ -51,18 +50,21 @@ def reproduce(
     run = profile.load(profile_name, settings, name)
     chosen = run.select(only) if only else run.steps
     chosen = run.steps[run.steps.index(run.select(start)[0]) :] if start else chosen
-    profile.check_inputs(run, chosen)
+    run.check_inputs(chosen)
     if dry_run:
         _show(run, chosen, force)
         return run.folder
-    with _alone(run):
-        _put_back(run.folder)
-        _check_needs(run, chosen)
+    with _alone(run.folder):
+        for step in chosen:
+            for need in set(step.needs) - {other.name for other in chosen}:
+                if fingerprint.read_record(run, need) is None:
+                    where = tidy(run.folder)
+                    raise MedComfortError(f"{step.name} needs {need}, not finished in {where} yet: run it first.")
         effective = yaml.safe_dump(run.effective(), sort_keys=False, allow_unicode=True)
         paths.write_text(run.folder / "profile.yaml", effective)
         paths.write_json(run.folder / "versions.json", paths.package_versions())
         cores = 1 if shutil.which("nvidia-smi") else (os.cpu_count() or 1) // run.threads
-        Flow(run, chosen, force, jobs or max(1, min(2, cores))).go()
+        _Flow(run, chosen, force, jobs or max(1, min(2, cores))).go()
     records = {step.name: fingerprint.read_record(run, step.name) for step in chosen}
     width = max(map(len, records))
     print(f"{'step':<{width}}  seconds  peak MB")
@@ -94,7 +96,11 @@ def _show(run: Run, chosen: list[Step], force: bool) -> None:
         print(f"    {shlex.join(command(step, run.folder / f'notebooks/{step.name}.ipynb'))}")
 
 
-class Flow:
+def _title(run: Run, step: Step) -> str:
+    return f"[{run.steps.index(step) + 1}/{len(run.steps)}] {step.name}"
+
+
+class _Flow:
     """Steps at work: each starts when what it needs is done and one of `jobs` places is free."""
 
     def __init__(self, run: Run, chosen: list[Step], force: bool, jobs: int):
@@ -105,7 +111,7 @@ class Flow:
 
     def go(self) -> None:
         """Run all; raises the first error when the steps beside it have ended. Ctrl-C ends all at once."""
-        listener = Listener(Path(os.environ[FILE]))
+        listener = progress.Listener(self.run.folder / ".progress.tmp")
         try:
             while self.working or (self.waiting and not self.error):
                 self._start()
@@ -114,17 +120,11 @@ class Flow:
                 for line in listener.lines():
                     print(f"    {line}", flush=True)
                 time.sleep(LOOK)
-        except BaseException:
+        finally:
             for work in self.working:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
                     os.kill(work.process, signal.SIGKILL)
                     os.waitpid(work.process, 0)
-            _kill(self.run.folder)
-            for work in self.working:
-                paths.remove(work.running)
-                paths.remove(work.said)
-            _put_back(self.run.folder)
-            raise
         if self.error:
             raise self.error
 
@@ -148,7 +148,9 @@ class Flow:
         try:
             record = work.record()
             paths.write_json(fingerprint.record_path(self.run, work.step.name), record)
-            _forget(self.run.folder / f".{work.step.name}.before")
+            aside = self.run.folder / f".{work.step.name}.before"
+            if aside.exists():  # all at once: half of it must not come back
+                os.replace(aside, aside.with_suffix(".tmp"))
             said = f"done in {record['seconds']} s, peak memory {record['peak_mb']} MB"
         except MedComfortError as error:
             _put_back(self.run.folder, work.step.name)
@@ -165,15 +167,14 @@ class _Work:
         self.step, self.run, self.made = step, run, made
         self.copy = run.folder / f"notebooks/{step.name}.ipynb"
         self.running = self.copy.with_name(f".{step.name}.running.ipynb")
-        self.said = run.folder / f".{step.name}.tmp.txt"  # by papermill
+        self.said = run.folder / f".{step.name}.tmp.txt"  # why it failed
         paths.remove(fingerprint.record_path(run, step.name))
         self.before, self.began = fingerprint.snapshot(run), time.perf_counter()
         self.copy.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--cwd", str(paths.ROOT), "--no-progress-bar", "--start-timeout", "120", "--log-level", "ERROR"]
-        import_module("papermill.cli")  # once for all steps: it takes seconds
+        import_module("papermill")  # once for all steps: it takes seconds
         self.process = os.fork()
         if not self.process:
-            _papermill([*command(step, self.running), *options], self.said)
+            self._execute()
 
     def ended(self) -> bool:
         """Whether it has; then `code` and `peak_mb`, the most memory of its largest process, are known."""
@@ -185,14 +186,12 @@ class _Work:
 
     def record(self) -> dict:
         """What is kept of a step that is done; a MedComfortError, and a copy STEP.failed.ipynb, if it failed."""
-        failed, said = self.copy.with_name(f"{self.step.name}.failed.ipynb"), self.said.read_text(errors="replace")
-        paths.remove(self.said)
+        failed = self.copy.with_name(f"{self.step.name}.failed.ipynb")
         if self.code:
-            if not self.running.exists():
-                raise MedComfortError(f"{tidy(self.copy)} could not be written: {' '.join(said.split())[-300:]}")
-            os.replace(self.running, failed)
-            where = f"{tidy(self.step.notebook)} ({self.step.name})"
-            raise MedComfortError(f"{where}, {_error(failed, said)} [{tidy(failed)}]")
+            why = self.said.read_text(encoding="utf-8") if self.said.exists() else f": it ended with code {self.code}"
+            if self.running.exists():
+                os.replace(self.running, failed)
+            raise MedComfortError(f"{tidy(self.step.notebook)} ({self.step.name}){why} [{tidy(failed)}]")
         os.replace(self.running, self.copy)
         paths.remove(failed)
         mark = paths.resolve(self.step.parameters.get("out_dir", self.run.folder)) / "incomplete"
@@ -203,120 +202,93 @@ class _Work:
                 "incomplete": incomplete, "made_from": self.made,
                 "files": fingerprint.written(self.before, self.step, self.run)}  # fmt: skip
 
+    def _execute(self) -> NoReturn:
+        """Be the step's process from here on. Linux ends it when its parent is killed; elsewhere the next run does."""
+        import papermill
+        from nbclient.exceptions import DeadKernelError
 
-def _error(failed: Path, said: str) -> str:
-    """The first error of a notebook, or the cell at which its kernel died, or what papermill said last."""
-    cells = [cell for cell in profile.read_notebook(failed).cells if cell.cell_type == "code" and cell.source.strip()]
-    for cell in cells:
-        for output in cell.outputs:
-            if output.output_type == "error":
-                words = " ".join(output.evalue.split())
-                words = words if output.ename == "MedComfortError" else f"{output.ename}: {words}".removesuffix(": ")
-                return f"cell [{cell.execution_count}]: {words}"
-    if "DeadKernelError" in said:
-        started = [cell for cell in cells if cell.metadata.papermill.start_time]
-        return f"cell [{len(started)}]: the kernel died (often for want of memory)."
-    return f"its kernel did not start: {' '.join(said.split())[-300:]}"
-
-
-def _papermill(words: list[str], said: Path) -> NoReturn:
-    """Be the process of a step from here on. Linux ends it when its parent is killed; elsewhere the next run does."""
-    try:
-        os.setsid()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        for stream in (1, 2):
-            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        os.closerange(3, 1024)  # the lock above all: it must end with the parent
-        os.chdir(paths.ROOT)
-        import_module("papermill.cli").papermill(words[1:], standalone_mode=False)
-        os._exit(0)
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(1)
-
-
-def _title(run: Run, step: Step) -> str:
-    return f"[{run.steps.index(step) + 1}/{len(run.steps)}] {step.name}"
-
-
-def _check_needs(run: Run, chosen: list[Step]) -> None:
-    """What the chosen steps need from outside must have been finished."""
-    for step in chosen:
-        for need in set(step.needs) - {other.name for other in chosen}:
-            if fingerprint.read_record(run, need) is None:
-                raise MedComfortError(
-                    f"{step.name} needs {need}, which has not been finished in {tidy(run.folder)}: run it first."
-                )
+        why = ""
+        try:
+            os.setsid()
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            os.closerange(3, 1024)  # the lock above all: it must end with the parent
+            os.chdir(paths.ROOT)
+            os.environ |= {MARK: str(self.run.folder), progress.FILE: str(self.run.folder / ".progress.tmp"),
+                           "OMP_NUM_THREADS": str(self.run.threads)}  # fmt: skip
+            papermill.execute_notebook(tidy(self.step.notebook), tidy(self.running), self.step.given,
+                                       cwd=str(paths.ROOT), progress_bar=False, start_timeout=120)  # fmt: skip
+            os._exit(0)
+        except papermill.PapermillExecutionError as error:
+            kind = "" if error.ename == "MedComfortError" else f"{error.ename}: "
+            why = f", cell [{error.exec_count}]: {kind}{error.evalue}".removesuffix(": ")
+        except DeadKernelError:
+            cells = [cell for cell in schema.code_cells(self.running) if cell["source"].strip()]
+            number = len([cell for cell in cells if cell["metadata"]["papermill"]["start_time"]])
+            why = f", cell [{number}]: the kernel died (often for want of memory)."
+        except BaseException as error:
+            why = f" could not be run: {error}"[-300:]
+        finally:
+            with contextlib.suppress(OSError):
+                self.said.write_text(re.sub(r"\s+", " ", why), encoding="utf-8")
+            os._exit(1)
 
 
 def _set_aside(step: Step, run: Run) -> None:
     """Have what the step wrote the last time out of the way, in a hidden folder, until it has written all anew."""
     theirs = fingerprint.claimed(run, [other for other in run.steps if other is not step])
-    own = [run.folder / name for name in fingerprint.claimed(run, [step]) - theirs]
-    _move([fingerprint.record_path(run, step.name), *own], run.folder, run.folder / f".{step.name}.before")
+    record = fingerprint.record_path(run, step.name)
+    for file in [record, *(run.folder / name for name in fingerprint.claimed(run, [step]) - theirs)]:
+        if file.is_file():
+            place = run.folder / f".{step.name}.before" / file.relative_to(run.folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
 
 
 def _put_back(folder: Path, step: str = "*") -> None:
     """Give the earlier results of a step that was run anew, and did not finish, their places again."""
     for aside in folder.glob(f".{step}.before"):
-        _move(list(aside.rglob("*")), aside, folder)
-        _forget(aside)
-
-
-def _move(files: list[Path], old: Path, new: Path) -> None:
-    for file in files:
-        if file.is_file():
-            place = new / file.relative_to(old)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
-
-
-def _forget(aside: Path) -> None:
-    """Remove a folder all at once: half of it must not come back."""
-    if aside.exists():
-        gone = aside.with_suffix(".tmp")
-        os.replace(aside, gone)
-        paths.remove(gone)
+        shutil.copytree(aside, folder, copy_function=os.replace, dirs_exist_ok=True)
+        paths.remove(aside)
 
 
 @contextlib.contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Have a run's folder to oneself; what a killed process left behind in it is cleared away first.
+def _alone(folder: Path) -> Iterator[None]:
+    """Have a run's folder to oneself, and leave it clear of half-written files and processes, as one finds it.
 
     Raises MedComfortError if another process is at work on it. The lock ends with the process, however that ends.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / ".lock").open("a+") as lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             raise MedComfortError(
-                f"{tidy(run.folder)} is being worked on by process {lock.read()}: wait for its end, or choose a --name."
+                f"{tidy(folder)} is being worked on by process {lock.read()}: wait for its end, or choose a --name."
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        _kill(run.folder, PATIENCE)
-        for half in [*run.folder.rglob(".*.tmp*"), *run.folder.rglob(".*.running.ipynb")]:
-            paths.remove(half)
-        progress, before = run.folder / ".progress.tmp", dict(os.environ)
-        progress.touch()
-        os.environ |= {MARK: str(run.folder), FILE: str(progress), "OMP_NUM_THREADS": str(run.threads)}
+        _clear(folder, PATIENCE)
+        (folder / ".progress.tmp").touch()
         try:
             yield
         finally:
-            paths.remove(progress)
-            os.environ.clear()
-            os.environ |= before
+            _clear(folder)
 
 
-def _kill(folder: Path, patience: float = 0) -> None:
-    """End the processes of a run, lest they write on; those that end by themselves within `patience` seconds may."""
+def _clear(folder: Path, patience: float = 0) -> None:
+    """End what is left of a run's processes, lest they write on, after `patience` seconds to do so by themselves;
+    remove what they left half-written, and put back what they were to write anew.
+    """
     marked = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(MARK) == str(folder)]
     _, alive = psutil.wait_procs([p for p in marked if p.pid != os.getpid()], timeout=patience)
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=PATIENCE)
+    for half in [*folder.rglob(".*.tmp*"), *folder.rglob(".*.running.ipynb")]:
+        paths.remove(half)
+    _put_back(folder)

@@ -5,7 +5,6 @@ import json
 import re
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
@@ -18,8 +17,8 @@ from medcomfort_utils.rewrite import sources
 # What `rewrite` keeps of the profile that is copied; all else hangs on the corpus and on who rewrites.
 KEPT = ("limit", "emotions", "seed", "temperature", "max_tokens", "concurrency")
 HEADER = """\
-# Made by `medcomfort new-profile --from {origin}`. The section `rewrite` and what is marked "yours" were set. All other
-# values are those of {origin}, chosen there for another corpus and model: check them, learning rates above all.
+# Made by `medcomfort new-profile --from {origin}`. The section `rewrite`, and base and revision in `train`, are yours.
+# All other values are those of {origin}, chosen for another corpus and model: check them, learning rates above all.
 """
 
 
@@ -45,23 +44,17 @@ def new_profile(
         raise MedComfortError(f"--name {name!r} names files, so it may hold only letters, digits, '_', '-' and '.'.")
     if path.exists():
         raise MedComfortError(f"{tidy(path)} exists: give another --name, or remove it.")
-    text = paths.resolve(copied.profile).read_text(encoding="utf-8")
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 10**6
-    told = yaml.load(text)
+    told = yaml.load(paths.resolve(copied.profile).read_text(encoding="utf-8"))
     rewrite, base = _corpus(source, fields) | _rewriter(llm, llm_model, name), _base(model)
-    rewrite |= {key: value for key, value in (told.get("rewrite") or {}).items() if key in KEPT}
-    _put(told, {"name": name, "description": f"{rewrite['source']}, {base['base']}; all else as in {copied.name}."})
-    told["rewrite"] = CommentedMap(rewrite)
-    cell = next(c.source for c in profile.read_notebook(paths.NOTEBOOKS / "01_rewrite.ipynb").cells
-                if "parameters" in c.metadata.get("tags", []))  # fmt: skip
-    for key, comment in re.findall(r"^(\w+): .*?  # (.+)$", cell, re.MULTILINE):
-        if key in rewrite:
-            told["rewrite"].yaml_add_eol_comment(comment, key)
+    kept = {key: value for key, value in (told.get("rewrite") or {}).items() if key in KEPT}
+    told["name"], told["rewrite"] = name, CommentedMap(rewrite | kept)
+    told["description"] = f"{rewrite['source']}, {base['base']}; all else as in {copied.name}."
     if not told.get("train"):
         told.pop("train", None)
         told.insert(list(told).index("rewrite") + 1, "train", CommentedMap())
-    _put(told["train"], base)
+    told["train"].update({key: value for key, value in base.items() if value or key in told["train"]})
     written = io.StringIO()
     yaml.dump(told, written)
     with paths.replacing(path) as temporary:
@@ -71,45 +64,31 @@ def new_profile(
     return path
 
 
-def _put(section: CommentedMap, values: dict[str, str]) -> None:
-    """Set values and mark them; an empty one takes the place of an old one only."""
-    for place, (key, value) in enumerate(values.items()):
-        if key in section:
-            section[key] = value
-        elif value:
-            section.insert(place, key, value)
-        if key in section and not section.fa.flow_style():
-            section.yaml_add_eol_comment("yours", key)
+def _place(name: str) -> tuple[Path, str]:
+    """Where `PATH` or `ID@REVISION` would lie, from the folder a person is in or the repository's root; revision."""
+    for path in (Path(name).expanduser().resolve(), paths.resolve(name)):
+        if path.exists():  # it may have an @ in its name
+            return path, ""
+    return paths.resolve(name), name.partition("@")[2]
 
 
-def _at_revision(name: str) -> tuple[str, str]:
-    """`ID@REVISION` as its two parts; a file or folder may have an @ in its name."""
-    return (name, "") if _place(name).exists() else name.partition("@")[::2]
-
-
-def _place(name: str) -> Path:
-    """Where a path given by a person lies: in the folder they are in, else below the repository's root."""
-    here = Path(name).expanduser().resolve()
-    return here if here.exists() else paths.resolve(name)
-
-
-def _corpus(source: str, fields: tuple[str, str]) -> dict[str, Any]:
+def _corpus(source: str, fields: tuple[str, str]) -> dict[str, str]:
     """The parameters that name the corpus, after one dialogue could be read from it."""
-    source, revision = _at_revision(source)
-    source = tidy(_place(source)) if _place(source).exists() else source
-    given = {"source": source, "revision": revision, "question_field": fields[0], "answer_field": fields[1]}
+    path, revision = _place(source)
+    named = tidy(path) if path.exists() else source.removesuffix(f"@{revision}")
+    given = {"source": named, "revision": revision, "question_field": fields[0], "answer_field": fields[1]}
     given = {key: value for key, value in given.items() if value}
-    if source != "clinic":
+    if named != "clinic":
         next(iter(sources.open_source(**given)))
     return given
 
 
-def _rewriter(llm: str, model: str, name: str) -> dict[str, Any]:
+def _rewriter(llm: str, model: str, name: str) -> dict[str, str]:
     if not llm:
         return {"rewriter": "template"}
     address = checked_address(llm)
-    told = {"rewriter": "llm", "base_url": address, "model": model or _served(address), "mode": "auto"}
-    return told | {"responses": "", "cache": f"cache/{name}.sqlite"}
+    return {"rewriter": "llm", "base_url": address, "model": model or _served(address), "mode": "auto",
+            "responses": "", "cache": f"cache/{name}.sqlite"}  # fmt: skip
 
 
 def _served(address: str) -> str:
@@ -118,23 +97,23 @@ def _served(address: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=10) as answer:
-            served = [each["id"] for each in json.loads(answer.read(2**20))["data"]]
+            served = [str(each["id"]) for each in json.loads(answer.read(2**20))["data"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MedComfortError(f"{request} does not tell which model is served ({error}); give --llm-model.") from error
     if len(served) != 1:
-        told = ", ".join(map(str, served[:8])) or "none"
+        told = ", ".join(served[:8]) or "none"
         raise MedComfortError(f"{request} tells of {len(served)} models ({told}); choose one by --llm-model.")
-    return str(served[0])
+    return served[0]
 
 
 def _base(model: str) -> dict[str, str]:
     """The parameters that name the base model: a folder that holds one, or what looks like a hub id."""
-    model, revision = _at_revision(model)
-    folder = _place(model)
+    folder, revision = _place(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise MedComfortError(f"--model: {tidy(folder)} has no config.json, so it is no model.")
         return {"base": tidy(folder), "revision": ""}
+    model = model.removesuffix(f"@{revision}")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise MedComfortError(f"--model: {model} is neither a folder nor a hub id such as owner/name.")
     return {"base": model, "revision": revision}

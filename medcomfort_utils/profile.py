@@ -1,32 +1,30 @@
 """A run as its profile tells it: the steps in order, with every name, type, value and input checked beforehand."""
 
-import ast
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import nbformat
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from ruamel.yaml import YAML, AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 
 from medcomfort_utils import paths, schema
 from medcomfort_utils.paths import MedComfortError, meant, tidy
 from medcomfort_utils.schema import FILE_NAME
 
-NOTEBOOKS = {"rewrite": "01_rewrite", "train": "02_finetune", "evaluate": "03_evaluate", "figures": "04_figures"}
+SECTIONS = {"01_rewrite": "rewrite", "02_finetune": "train", "03_evaluate": "evaluate", "04_figures": "figures"}
 # Parameters that name what a step reads. Those of MODELS may name a model of the hub too.
-READ = ("source", "responses", "encoder", "rewrites", "base", "init_from", "dialogues", "models_dir", "claims",
-        "judge_responses", "results_dir", "ablation_dir")  # fmt: skip
-MODELS = ("base", "init_from", "encoder")
+READ = ("source", "responses", "rewrites", "base", "init_from", "dialogues", "models_dir", "claims", "judge_responses",
+        "results_dir", "ablation_dir")  # fmt: skip
+MODELS = ("base", "init_from")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 DEEPEST, LARGEST = 20, 100_000  # nesting and bytes of a profile
 
 
-class _Profile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Profile(schema.Ranged):
+    kind: ClassVar[str] = "section"
     name: str
     description: str = ""
     threads: int = Field(1, ge=1)  # of each step; results hang on it, so it is no matter of the machine
@@ -39,24 +37,25 @@ class _Profile(BaseModel):
 
 @dataclass
 class Step:
-    """One notebook to run once.
+    """One notebook to run once, called by the notebook, and by the model if it trains one.
 
-    `parameters`: all of them; `given`: those that differ from the notebook's defaults; `planned`: those that the plan
-    fills in, folders above all. `model`: what 02 trains; `after`: the model it starts from.
+    `needs`: the steps whose work it reads. `parameters`: all of them; `given`: those that differ from the notebook's
+    defaults; `told`: those that do not follow from other sections, and `after`, the model it starts from.
     """
 
     name: str
-    section: str
     needs: list[str]
+    parameters: dict[str, Any]
     given: dict[str, Any]
-    planned: dict[str, Any]
-    model: str = ""
-    after: str = ""
-    parameters: dict[str, Any] | None = None
+    told: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        return self.name.partition("-")[2]
 
     @property
     def notebook(self) -> Path:
-        return paths.NOTEBOOKS / f"{NOTEBOOKS[self.section]}.ipynb"
+        return paths.NOTEBOOKS / f"{self.name.partition('-')[0]}.ipynb"
 
     def inputs(self) -> Iterator[tuple[str, Path]]:
         """(parameter, path) of the files and folders that the step reads; models of the hub are none."""
@@ -64,18 +63,19 @@ class Step:
             value = self.parameters.get(name, "")
             generated = name == "source" and (value == "clinic" or value.startswith("hf:"))
             unused = name == "responses" and self.parameters.get("rewriter") != "llm"
-            if not value or generated or unused or (name in MODELS and _from_hub(value)):
-                continue
-            for seed in self.parameters.get("seeds", [0]) if "{seed}" in value else [0]:
-                yield name, paths.resolve(value.format(seed=seed) if name in MODELS else value)
+            # A mistyped folder of this repository must not be asked of the hub.
+            hub = name in MODELS and HUB_ID.fullmatch(value) and not paths.resolve(value.split("/")[0]).exists()
+            if value and not (generated or unused or hub):
+                for seed in self.parameters["seeds"] if "{seed}" in value else [0]:
+                    yield name, paths.resolve(value.format(seed=seed) if name in MODELS else value)
 
     def written(self) -> list[Path]:
         """What the step leaves for others."""
-        out = paths.resolve(self.parameters.get("out_dir", self.parameters.get("results_dir")))
+        out = paths.resolve(self.parameters.get("out_dir", ""))
         if self.model:
-            return [out / f"{self.model}-seed{seed}" for seed in self.parameters["seeds"]]
-        return [out / name for name in {"rewrite": ("dialogues.parquet", "rewrites.parquet"),
-                                        "evaluate": ("results.json",)}.get(self.section, ())]  # fmt: skip
+            return [out / f"{self.model}.json", *(out / f"{self.model}-seed{n}" for n in self.parameters["seeds"])]
+        names = {"01_rewrite": ("dialogues.parquet", "rewrites.parquet"), "03_evaluate": ("results.json",)}
+        return [out / name for name in names.get(self.name, ())]
 
 
 @dataclass
@@ -91,23 +91,26 @@ class Run:
 
     def select(self, name: str) -> list[Step]:
         """The step of that name, or all of that model, notebook or section; a MedComfortError if there are none."""
-        found = [step for step in self.steps if step.name == name]
-        found = found or [s for s in self.steps if name in (s.model, s.notebook.stem) or name == s.section]
-        if not found:
-            known = [short for s in self.steps for short in (s.name, s.model or s.section)]
-            raise MedComfortError(f"{self.profile} has no step {name!r}{meant(name, known)}")
-        return found
+        names = _select([step.name for step in self.steps], name, self.profile)
+        return [step for step in self.steps if step.name in names]
 
     def effective(self) -> dict[str, Any]:
         """The profile with every value spelled out but those that the plan fills in; it can be loaded as one."""
-        told = {"name": self.name, "description": self.description, "threads": self.threads, "models": {}}
+        told = {SECTIONS[step.name]: step.told for step in self.steps if not step.model}
+        models = {step.model: step.told for step in self.steps if step.model}
+        return {"name": self.name, "description": self.description, "threads": self.threads, "models": models} | told
+
+    def check_inputs(self, chosen: list[Step]) -> None:
+        """Raise MedComfortError unless all that the `chosen` steps read is there, or written by an earlier step."""
+        written: list[Path] = []
         for step in self.steps:
-            own = {k: v for k, v in step.parameters.items() if k not in step.planned or step.planned[k] != v}
-            if step.model:
-                told["models"][step.model] = ({"after": step.after} if step.after else {}) | own
-            else:
-                told[step.section] = own
-        return told
+            for name, path in step.inputs() if step in chosen else ():
+                if not (path.exists() or any(path.is_relative_to(w) or w.is_relative_to(path) for w in written)):
+                    raise MedComfortError(
+                        f"{self.profile}, step {step.name}: {name}: there is no file or folder {tidy(path)}, and no "
+                        "earlier step writes one."
+                    )
+            written += step.written()
 
 
 def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = None) -> Run:
@@ -117,73 +120,109 @@ def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = N
     Raises MedComfortError for whatever is unknown, missing, of a wrong type or out of range.
     """
     path = _find(str(profile))
-    told = _read(path)
+    told, where = _read(path), tidy(path)
     name = told.name if name is None else name
     for what, each in [("the run's name", name), *(("a model's name", model) for model in told.models)]:
         if not FILE_NAME.fullmatch(each):
-            raise MedComfortError(
-                f"{tidy(path)}: {what} {each!r} names files, so it may hold only letters, digits, '_', '-' and '.'."
-            )
-    run = Run(name, told.description, told.threads, tidy(path), paths.RUNS / name, [])
-    run.steps = list(_steps(told, run.profile))
-    defaults = {step.notebook: declared(step.notebook) for step in run.steps}
+            allowed = "it may hold only letters, digits, '_', '-' and '.'"
+            raise MedComfortError(f"{where}: {what} {each!r} names files, so {allowed}.")
+    sections = {"01_rewrite": told.rewrite}
+    for model, own in told.models.items():
+        sections[f"02_finetune-{model}"] = {"method": model.partition("-")[0]} | told.train | own
+    sections |= {"03_evaluate": told.evaluate, "04_figures": told.figures}
+    sections = {step: section for step, section in sections.items() if section is not None}
     for setting in settings:
-        _apply(setting, run, defaults)
-    for step in run.steps:
-        step.planned = _planned(step, run)
-        _complete(step, defaults[step.notebook], f"{run.profile}, step {step.name}")
+        _apply(setting, sections, where)
+    run = Run(name, told.description, told.threads, where, paths.RUNS / name, [])
+    for step, section in sections.items():
+        run.steps.append(_step(step, section, run))
     return run
 
 
-def check_inputs(run: Run, chosen: list[Step]) -> None:
-    """Make sure that what the `chosen` steps read is there, or is written by an earlier step.
+def _step(name: str, section: dict[str, Any], run: Run) -> Step:
+    """A step from its section, with what need not be written there, all of it checked."""
+    where, notebook = f"{run.profile}, step {name}", name.partition("-")[0]
+    before, cell = [step.name for step in run.steps], schema.declared(notebook)
+    after = section.pop("after", "") if notebook == "02_finetune" else ""
+    if after and f"02_finetune-{after}" not in before:
+        raise MedComfortError(f"{where}: after: {after!r} is no model that stands before it.")
+    for key in section.keys() - cell.keys():
+        raise MedComfortError(f"{where}: there is no parameter {key!r}{meant(str(key), cell)}")
+    planned = {key: value for key, value in _planned(name, after, section, run).items() if key in cell}
+    try:
+        parameters = schema.check(notebook, planned | section)
+    except MedComfortError as error:
+        raise MedComfortError(f"{where}: {error}") from None
+    given = {key: value for key, value in parameters.items() if value != cell[key][1]}
+    told = {key: value for key, value in parameters.items() if key not in planned or planned[key] != value}
+    read = {"02_finetune": ["01_rewrite", f"02_finetune-{after}"], "04_figures": ["01_rewrite", "03_evaluate"]}
+    needs = [step for step in before if step in read.get(notebook, before)]
+    return Step(name, needs, parameters, given, ({"after": after} if after else {}) | told)
 
-    Raises MedComfortError, naming step, parameter and path.
+
+def _planned(name: str, after: str, section: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The folders between steps, and what follows from other sections."""
+    folder, models = tidy(run.folder), [step for step in run.steps if step.model]
+    planned = {"out_dir": folder, "rewrites": f"{folder}/rewrites.parquet", "dialogues": f"{folder}/dialogues.parquet",
+               "models_dir": f"{folder}/models", "results_dir": folder, "ablation_dir": folder,
+               "figures_dir": f"{folder}/figures", "tables_dir": f"{folder}/paper",
+               "summary": f"{folder}/summary.md"}  # fmt: skip
+    if name == "03_evaluate" and models:
+        planned |= {key: models[0].parameters[key] for key in ("base", "revision")}
+        planned["models"] = [] if "models_dir" in section else [step.model for step in models]
+    if name.startswith("02_finetune"):
+        start = f"{folder}/models/{after}-seed{{seed}}" if after else ""
+        planned |= {"name": name.partition("-")[2], "init_from": start, "out_dir": f"{folder}/models"}
+    return planned
+
+
+def _select(steps: Sequence[str], name: str, profile: str) -> list[str]:
+    """The steps of a step's, model's, notebook's or section's name."""
+    names = {}
+    for step in steps:
+        notebook, _, model = step.partition("-")
+        names[step] = [step, model or SECTIONS[notebook], notebook, SECTIONS[notebook]]
+    if found := [step for step in steps if name in names[step]]:
+        return found
+    known = [short for each in names.values() for short in each[:2]]
+    raise MedComfortError(f"{profile} has no step {name!r}{meant(name, known)}")
+
+
+def _apply(setting: str, sections: dict[str, dict[str, Any]], profile: str) -> None:
+    """Put what `--set` says into the sections that it names."""
+    target, equals, text = setting.partition("=")
+    name, dot, parameter = target.rpartition(".")
+    if not (equals and dot and parameter):
+        raise MedComfortError(f"--set {setting}: write it as STEP.PARAM=VALUE.")
+    for step in _select(list(sections), name, profile):
+        kind, _ = schema.declared(step.partition("-")[0]).get(parameter, (None, None))
+        sections[step][parameter] = _typed(text) if kind is str else read_yaml(text, f"--set {setting}")
+
+
+def _typed(text: str) -> str:
+    """What a person means who types text for a text: it stays as typed, but for quotes around it.
+
+    A relative path that exists where one stands becomes absolute: notebooks take paths from the repository's root.
     """
-    written: list[Path] = []
-    for step in run.steps:
-        for name, path in step.inputs() if step in chosen else ():
-            if not (path.exists() or any(path.is_relative_to(w) or w.is_relative_to(path) for w in written)):
-                raise MedComfortError(
-                    f"{run.profile}, step {step.name}: {name}: there is no file or folder {tidy(path)}, and no "
-                    "earlier step writes one."
-                )
-        written += step.written()
-
-
-def declared(notebook: Path) -> dict[str, Any]:
-    """Name -> default from the notebook's cell tagged `parameters`; a MedComfortError if it cannot be read."""
-    where = f"{tidy(notebook)}, parameters cell"
-    tagged = [cell for cell in read_notebook(notebook).cells if "parameters" in cell.metadata.get("tags", [])]
-    try:
-        nodes = ast.parse(tagged[0].source if tagged else "").body
-        return {node.target.id: ast.literal_eval(node.value) for node in nodes}
-    except SyntaxError as error:
-        raise MedComfortError(f"{where}, line {error.lineno}: {error.msg}.") from error
-    except (AttributeError, TypeError, ValueError):
-        raise MedComfortError(f"{where}: every line must be `name: type = value`, the value spelled out.") from None
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook (as format 4); a MedComfortError names the file if it is none."""
-    try:
-        return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, AttributeError, TypeError, nbformat.ValidationError) as error:
-        raise MedComfortError(f"{tidy(path)} is not a readable notebook: {str(error).splitlines()[0]}.") from error
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    here = ("/" in text or os.path.isfile(text)) and os.path.exists(text) and not os.path.exists(paths.ROOT / text)
+    return os.path.abspath(text) if here else text
 
 
 def read_yaml(text: str, where: str) -> Any:
     """Plain values from YAML 1.2; a MedComfortError, with the line, for what is broken, or made to hang a reader."""
+    yaml = YAML(typ="safe", pure=True)
     try:
         depth = 0
-        for event in YAML(typ="safe", pure=True).parse(text):
+        for event in yaml.parse(text):
             line = f"{where}, line {event.start_mark.line + 1}"
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if isinstance(event, AliasEvent):
                 raise MedComfortError(f"{line}: aliases (*) are not read: `train` holds what models share.")
             if depth > DEEPEST:
                 raise MedComfortError(f"{line}: it is nested more than {DEEPEST} deep.")
-        return YAML(typ="safe", pure=True).load(text)
+        return yaml.load(text)
     except YAMLError as error:
         mark, problem = (getattr(error, name, None) for name in ("problem_mark", "problem"))
         line = f", line {mark.line + 1}" if mark else ""
@@ -210,94 +249,10 @@ def _read(path: Path) -> _Profile:
         if not isinstance(told, dict):
             raise MedComfortError(f"{where} is no profile: it must hold a `name` and sections.")
         # `figures:` with nothing behind it is a section without values.
-        return _Profile.model_validate({k: {} if v is None and k in NOTEBOOKS else v for k, v in told.items()})
+        sections = {str(key): {} if value is None and key != "name" else value for key, value in told.items()}
     except UnicodeDecodeError:
         raise MedComfortError(f"{where} is not UTF-8 text.") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            raise MedComfortError(f"{where}: there is no key {place!r}{meant(place, _Profile.model_fields)}") from None
-        raise MedComfortError(f"{where}: {place}: {problem['msg']}.") from None
-
-
-def _steps(told: _Profile, profile: str) -> Iterator[Step]:
-    """The steps with what the profile gives them; each needs what is before it, models only what they start from."""
-    first = ["01_rewrite"] if told.rewrite is not None else []
-    if told.rewrite is not None:
-        yield Step("01_rewrite", "rewrite", [], told.rewrite, {})
-    models: list[str] = []
-    for model, own in told.models.items():
-        given = {"method": model.partition("-")[0]} | told.train | own
-        after = given.pop("after", "")
-        if after and after not in models:
-            raise MedComfortError(f"{profile}: {model}: after: {after!r} is no model that stands before it.")
-        needs = first + ([f"02_finetune-{after}"] if after else [])
-        yield Step(f"02_finetune-{model}", "train", needs, given, {}, model, after)
-        models.append(model)
-    trained = first + [f"02_finetune-{model}" for model in models]
-    if told.evaluate is not None:
-        yield Step("03_evaluate", "evaluate", trained, told.evaluate, {})
-    if told.figures is not None:
-        yield Step("04_figures", "figures", [*first, *(["03_evaluate"] if told.evaluate is not None else [])],
-                   told.figures, {})  # fmt: skip
-
-
-def _planned(step: Step, run: Run) -> dict[str, Any]:
-    """What need not be written down: the folders between steps, and what follows from other sections."""
-    folder, training = tidy(run.folder), run.select("train") if any(s.model for s in run.steps) else []
-    if step.section == "rewrite":
-        return {"out_dir": folder}
-    if step.section == "train":
-        start = f"{folder}/models/{step.after}-seed{{seed}}" if step.after else ""
-        return {"name": step.model, "rewrites": f"{folder}/rewrites.parquet", "init_from": start,
-                "out_dir": f"{folder}/models"}  # fmt: skip
-    if step.section == "evaluate":
-        base = {key: training[0].parameters[key] for key in ("base", "revision") if training}
-        models = {} if "models_dir" in step.given else {"models": [s.model for s in training]}
-        return base | models | {"dialogues": f"{folder}/dialogues.parquet", "rewrites": f"{folder}/rewrites.parquet",
-                                "models_dir": f"{folder}/models", "out_dir": folder}  # fmt: skip
-    return {"results_dir": folder, "ablation_dir": folder, "figures_dir": f"{folder}/figures",
-            "tables_dir": f"{folder}/paper", "summary": f"{folder}/summary.md"}  # fmt: skip
-
-
-def _complete(step: Step, defaults: dict[str, Any], where: str) -> None:
-    """All parameters of the step, checked: given, else planned, else the notebook's default."""
-    for name in step.given:
-        if name not in defaults:
-            raise MedComfortError(f"{where}: {tidy(step.notebook)} has no parameter {name!r}{meant(name, defaults)}")
-    if "${run}" in str(step.given):
-        raise MedComfortError(f"{where}: ${{run}} means nothing: folders between steps are not written down.")
-    step.given = step.planned | step.given
     try:
-        step.parameters = schema.check(step.notebook.stem, defaults | step.given)
+        return _Profile(**sections)
     except MedComfortError as error:
         raise MedComfortError(f"{where}: {error}") from None
-    step.given = {name: value for name, value in step.parameters.items() if value != defaults[name]}
-
-
-def _apply(setting: str, run: Run, defaults: dict[Path, dict[str, Any]]) -> None:
-    target, equals, text = setting.partition("=")
-    name, dot, parameter = target.rpartition(".")
-    if not (equals and dot and parameter):
-        raise MedComfortError(f"--set {setting}: write it as STEP.PARAM=VALUE.")
-    for step in run.select(name):
-        step.given[parameter] = _typed(text, defaults[step.notebook].get(parameter), setting)
-
-
-def _typed(text: str, default: Any, setting: str) -> Any:
-    """What a person means who types `text`: text stays as typed but for quotes around it, all else is YAML.
-
-    A relative path that exists where one stands becomes absolute: notebooks take paths from the repository's root.
-    """
-    if not isinstance(default, str):
-        return read_yaml(text, f"--set {setting}")
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    here = ("/" in text or os.path.isfile(text)) and os.path.exists(text) and not os.path.exists(paths.ROOT / text)
-    return os.path.abspath(text) if here else text
-
-
-def _from_hub(model: str) -> bool:
-    """Whether it can only be a hub id: a mistyped folder of this repository must not be asked of the hub."""
-    return bool(HUB_ID.fullmatch(model)) and not paths.resolve(model.split("/")[0]).exists()

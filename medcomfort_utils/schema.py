@@ -1,19 +1,25 @@
-"""What values the notebooks' parameters may have: types and ranges, checked once, before a run's first step.
+"""What values the notebooks' parameters may have; all are checked once, before a run's first step.
 
-Names, defaults and comments stand in the notebooks' cells tagged `parameters`; a test holds that the two agree.
+Names, types, defaults and comments stand in the notebooks' cells tagged `parameters`; here are the ranges.
 """
 
+import ast
+import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from medcomfort_utils.paths import MedComfortError, meant
+from medcomfort_utils import paths
+from medcomfort_utils.paths import MedComfortError, meant, tidy
 from medcomfort_utils.records import EMOTIONS, REJECTED, check_pairs
 
 FILE_NAME = re.compile(r"\w[\w.-]*")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict[str, Any], "list[int]": list[int],
+         "list[str]": list[str]}  # fmt: skip
 Filled = Annotated[str, Field(min_length=1)]
 Natural = Annotated[int, Field(ge=0)]  # 0 usually means: no limit
 Positive = Annotated[int, Field(ge=1)]
@@ -25,6 +31,7 @@ class Ranged(BaseModel):
     """A table of values; one out of range, or unknown, raises MedComfortError, which names it and what is allowed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    kind: ClassVar[str] = "parameter"
 
     def __init__(self, **given):
         try:
@@ -35,12 +42,12 @@ class Ranged(BaseModel):
     @classmethod
     def _sentence(cls, problem: Mapping[str, Any]) -> str:
         """What is wrong, in words: `neutral_fraction must be less than or equal to 1, not 2.0.`"""
-        name = str(problem["loc"][0])
+        name = ".".join(part for part in problem["loc"] if isinstance(part, str))
         if problem["type"] == "extra_forbidden":
-            return f"there is no parameter {name!r}{meant(name, cls.model_fields)}"
-        if problem["type"] in ("too_short", "string_too_short"):
+            return f"there is no {cls.kind} {name!r}{meant(name, cls.model_fields)}"
+        if problem["type"] in ("too_short", "string_too_short", "missing"):
             return f"{name} must not be empty."
-        allowed = problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+        allowed = re.sub("^(Input|String) should", "must", problem["msg"].removeprefix("Value error, "))
         return f"{name} {allowed}, not {problem['input']!r:.200}."
 
 
@@ -81,29 +88,6 @@ class Settings(Ranged):
         return self
 
 
-class Rewriting(Settings, Sampling):
-    """Parameters of 01_rewrite."""
-
-    model_config = ConfigDict(extra="ignore")
-    source: Filled
-    revision: str
-    config: str
-    split: str
-    question_field: str
-    answer_field: str
-    facts_field: str
-    limit: Natural
-    per_condition: Positive
-    emotions: int = Field(ge=1, le=len(EMOTIONS))
-    seed: int = Field(ge=0, le=MAX_SEED)
-    rewriter: Literal["llm", "template"]
-    model: str
-    verdict_model: str
-    responses: str
-    cache: str
-    out_dir: Filled
-
-
 class Hyper(Ranged):
     """Every hyper-parameter that shapes a run, for both engines. Units are optimiser steps unless said otherwise."""
 
@@ -113,12 +97,12 @@ class Hyper(Ranged):
     accumulation: int = Field(1, gt=0)
     beta: float = Field(0.1, gt=0)  # DPO and KTO: how strongly the reference model holds
     sft_weight: Amount = 0.0  # DPO: weight of the SFT term on the chosen answer
-    desirable_weight: Amount = 1.0  # KTO; 0 is computed from the data: `checks.kto_weights`
+    desirable_weight: Amount = 1.0  # KTO; 0 is computed from the data: `data.kto_weights`
     undesirable_weight: Amount = 1.0  # KTO; 0 likewise
     warmup_ratio: float = Field(0.1, ge=0, lt=1)  # share of the steps
     weight_decay: Amount = 0.0
     max_grad_norm: float = Field(1.0, gt=0)
-    max_length: Natural = 512  # tokens of prompt and answer; 0 is planned from the data: `checks.ready`
+    max_length: Natural = 512  # tokens of prompt and answer; 0 is planned from the data: `data.prepare`
     too_long: float = Field(0.01, ge=0, lt=1)  # share of the examples that may be longer, and are left out
     save_steps: int = Field(100, gt=0)
     dtype: Dtype = "float32"
@@ -131,22 +115,7 @@ class Hyper(Ranged):
 class Finetuning(Hyper):
     """Parameters of 02_finetune; what `more` names stands beside them."""
 
-    model_config = ConfigDict(extra="ignore")
     method: Literal["sft", "dpo", "kto"]
-    name: str
-    rewrites: Filled
-    base: Filled
-    revision: str
-    init_from: str
-    engine: Literal["auto", "unsloth", "trl"]
-    seeds: list[int] = Field(min_length=1)
-    neutral_fraction: float = Field(ge=0, le=1)
-    target: str
-    against: list[Literal[REJECTED]] = Field(min_length=1)
-    more: dict[str, Any]
-    report_to: str
-    push_to_hub: str
-    out_dir: Filled
 
     @model_validator(mode="before")
     @classmethod
@@ -156,29 +125,6 @@ class Finetuning(Hyper):
             raise MedComfortError(f"more: there is no hyper-parameter {name!r}{meant(str(name), Hyper.model_fields)}")
         return given | more
 
-    @field_validator("name")
-    @classmethod
-    def _names_files(cls, name: str) -> str:
-        if name and not FILE_NAME.fullmatch(name):
-            raise ValueError("must hold only letters, digits, '_', '-' and '.', since it names files")
-        return name
-
-    @field_validator("base", "init_from", "push_to_hub")
-    @classmethod
-    def _only_the_seed(cls, path: str) -> str:
-        try:
-            path.format(seed=0)
-        except (KeyError, IndexError, ValueError, AttributeError):
-            raise ValueError("must have no other braces than {seed}") from None
-        return path
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds) or not all(0 <= seed <= MAX_SEED for seed in seeds):
-            raise ValueError(f"must be different numbers between 0 and {MAX_SEED}")
-        return seeds
-
     @model_validator(mode="after")
     def _suit_the_method(self):
         check_pairs(self.target, self.neutral_fraction, None if self.method == "sft" else self.against)
@@ -187,49 +133,74 @@ class Finetuning(Hyper):
         return self
 
 
-class Evaluating(Ranged):
-    """Parameters of 03_evaluate."""
-
-    model_config = ConfigDict(extra="ignore")
-    dialogues: Filled
-    rewrites: Filled
-    models_dir: Filled
-    models: list[str]
-    base: Filled
-    revision: str
-    claims: Filled
-    judge: str
-    judge_responses: str
-    limit: Natural
-    max_new_tokens: Positive
-    batch_size: Positive
-    workers: Positive
-    out_dir: Filled
+def _only_the_seed(path: str) -> str:
+    try:
+        path.format(seed=0)
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise ValueError("must have no other braces than {seed}") from None
+    return path
 
 
-class Drawing(Ranged):
-    """Parameters of 04_figures."""
-
-    model_config = ConfigDict(extra="ignore")
-    results_dir: Filled
-    ablation_dir: Filled
-    figures_dir: Filled
-    tables_dir: Filled
-    summary: Filled
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed <= MAX_SEED for seed in seeds):
+        raise ValueError(f"must be different numbers between 0 and {MAX_SEED}")
+    return seeds
 
 
-MODELS: dict[str, type[Ranged]] = {
-    "01_rewrite": Rewriting,
-    "02_finetune": Finetuning,
-    "03_evaluate": Evaluating,
-    "04_figures": Drawing,
-}
+Start = Annotated[str, AfterValidator(_only_the_seed)]
+BASES = {"01_rewrite": (Settings, Sampling), "02_finetune": (Finetuning,)}
+# Narrower than the type that the cell declares; a parameter means the same in all notebooks.
+RANGES: dict[str, Any] = {
+    **dict.fromkeys(["source", "rewrites", "dialogues", "models_dir", "claims", "out_dir", "results_dir",
+                     "ablation_dir", "figures_dir", "tables_dir", "summary"], Filled),
+    **dict.fromkeys(["per_condition", "max_new_tokens", "batch_size", "workers"], Positive),
+    "limit": Natural,
+    "emotions": Annotated[int, Field(ge=1, le=len(EMOTIONS))],
+    "seed": Annotated[int, Field(ge=0, le=MAX_SEED)],
+    "rewriter": Literal["llm", "template"],
+    "engine": Literal["auto", "unsloth", "trl"],
+    "neutral_fraction": Annotated[float, Field(ge=0, le=1)],
+    "against": Annotated[list[Literal[REJECTED]], Field(min_length=1)],
+    "seeds": Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)],
+    "name": Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")],  # it names files
+    "base": Annotated[Start, Field(min_length=1)],
+    "init_from": Start,
+    "push_to_hub": Start,
+}  # fmt: skip
 
 
-def check(notebook: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a notebook, given by its stem, after all were checked; an int given for a float becomes one.
+def code_cells(notebook: Path) -> list[dict[str, Any]]:
+    """The code cells of a notebook, their sources as text; a MedComfortError names the file if it is none."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MedComfortError(f"{tidy(notebook)} is not a readable notebook.") from None
+
+
+def declared(notebook: str) -> dict[str, tuple[Any, Any]]:
+    """Name -> (type, default) from a notebook's cell tagged `parameters`; a MedComfortError if it cannot be read."""
+    file = paths.NOTEBOOKS / f"{notebook}.ipynb"
+    where = f"{tidy(file)}, parameters cell"
+    tagged = [cell["source"] for cell in code_cells(file) if "parameters" in cell["metadata"].get("tags", [])]
+    try:
+        return {node.target.id: (TYPES[ast.unparse(node.annotation)], ast.literal_eval(node.value))
+                for node in ast.parse("".join(tagged)).body}  # fmt: skip
+    except SyntaxError as error:
+        raise MedComfortError(f"{where}, line {error.lineno}: {error.msg}.") from error
+    except (AttributeError, KeyError, TypeError, ValueError):
+        known = ", ".join(TYPES)
+        raise MedComfortError(f"{where}: every line must be `name: type = value`, of {known}, spelled out.") from None
+
+
+def check(notebook: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All parameters of a notebook (by its stem), given or else its default; an int given for a float becomes one.
 
     Raises MedComfortError, naming the parameter, its value and what is allowed; names that are unknown pass.
     """
-    checked = MODELS[notebook](**parameters)
-    return {name: getattr(checked, name, value) for name, value in parameters.items()}
+    cell, bases = declared(notebook), BASES.get(notebook, (Ranged,))
+    known = set().union(*(base.model_fields for base in bases))
+    own = {name: (RANGES.get(name, kind), ...) for name, (kind, _) in cell.items() if name not in known}
+    values = {name: default for name, (_, default) in cell.items()} | given
+    checked = create_model(notebook, __base__=bases, **own)(**{name: values[name] for name in cell})
+    return {name: getattr(checked, name, value) for name, value in values.items()}

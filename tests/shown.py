@@ -12,7 +12,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 
+from medcomfort_utils import schema
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
 
 NOTEBOOK = "04_figures.ipynb"
@@ -89,3 +91,8 @@ def _labelled(kind, text):
     """JavaScript: the entry of a menu or a menu bar with that text."""
     label = f"e.querySelector('.{kind}-itemLabel')?.textContent === {text!r}"
     return f"[...document.querySelectorAll('.{kind}-item')].find(e => {label})"
+
+
+def code_cells(notebook):
+    """The code cells as plain Python: `%` and `!` lines become calls, as in IPython."""
+    return [TransformerManager().transform_cell(cell["source"]) for cell in schema.code_cells(notebook)]

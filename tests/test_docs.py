@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 import pytest
+from shown import code_cells
 
-from medcomfort_utils.fingerprint import code_cells
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
 from medcomfort_utils.rewrite import gates, sources, template
 

@@ -16,9 +16,9 @@ import pytest
 import transformers
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from shown import code_cells
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from medcomfort_utils.fingerprint import code_cells
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
 
 LIBRARIES = ("trl", "peft", "transformers", "unsloth", "papermill", "accelerate", "datasets", "huggingface_hub")

@@ -12,12 +12,12 @@ import torch
 import yaml
 from finetuning import EACH, HYPER, fit, undisturbed, write_rewrites
 from safetensors.torch import load_file
+from shown import code_cells
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from medcomfort_utils import paths
 from medcomfort_utils.finetune import card, engine, hyperparameters, trainers
-from medcomfort_utils.fingerprint import code_cells
 from medcomfort_utils.paths import MedComfortError
 
 

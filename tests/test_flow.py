@@ -1,6 +1,5 @@
 """The command `medcomfort reproduce`: the four notebooks' own parameters, with tiny cells, in a house of its own."""
 
-import errno
 import fcntl
 import json
 import os
@@ -149,8 +148,9 @@ def test_a_run_then_nothing_to_do_then_only_what_changed_whatever_the_jobs(house
         "03_evaluate": "runs/tiny/results.json is missing or changed",
     }
 
-    saved = profile.load(house / "runs/tiny/profile.yaml", name="two").effective()
-    assert saved == profile.load("tiny", name="two").effective()
+    saved = yaml.safe_load((house / "runs/tiny/profile.yaml").read_text())
+    assert saved["models"]["dpo"]["beta"] == 0.1 and saved["models"]["dpo"]["after"] == "sft"
+    assert "out_dir" not in saved["rewrite"] and "runs/" not in str(saved)
     assert "python" in (house / "runs/tiny/versions.json").read_text()
     assert main(["reproduce", "--profile", str(house / "runs/tiny/profile.yaml"), "--name", "two", "--jobs", "2"]) == 0
     assert results(house, "two") == first
@@ -266,22 +266,10 @@ def test_one_process_works_on_a_run_and_what_outlived_another_is_ended(house, ca
     run = profile.load("tiny")
     mine, other = (subprocess.Popen(["sleep", "60"], env={**os.environ, flow.MARK: str(at)})
                    for at in (run.folder, house / "runs/other"))  # fmt: skip
-    with flow._alone(run):
+    with flow._alone(run.folder):
         assert mine.poll() is not None and other.poll() is None
     other.kill()
     other.wait()
-
-
-def test_a_full_disk_is_one_sentence(house, capsys, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(paths.Path, "write_text", full)
-    assert run_it() == 1
-    assert capsys.readouterr().err == (
-        "medcomfort: runs/tiny/profile.yaml could not be written: No space left on device; make room and run the same "
-        "command again.\n"
-    )
 
 
 def test_what_makes_a_step_run_again(house):
@@ -312,7 +300,7 @@ def test_what_makes_a_step_run_again(house):
 
 def test_only_and_from_need_finished_steps_before_them(house, capsys):
     assert run_it("--only", "train") == 1
-    assert "02_finetune-sft needs 01_rewrite, which has not been finished in runs/tiny" in capsys.readouterr().err
+    assert "02_finetune-sft needs 01_rewrite, not finished in runs/tiny yet" in capsys.readouterr().err
     finish()
     assert run_it("--from", "figures") == 0 and log(house) == []
     assert run_it("--dry-run", "--set", "rewrite.limit=2") == 0
@@ -333,19 +321,6 @@ def test_progress_is_told_from_time_to_time(tmp_path, monkeypatch):
         progress.report("sft seed 0: steps", done, 40)
         said.append(list(listener.lines()))
     assert said == [[], [], ["sft seed 0: steps 10 of 40, about 2 min left"], ["sft seed 0: steps 40 of 40"]]
-
-
-def test_wrong_usage_is_exit_code_two(house):
-    for arguments in ([], ["reproduce"], ["reproduce", "--profile", "tiny", "--only", "a", "--from", "b"]):
-        with pytest.raises(SystemExit) as error:
-            main(arguments)
-        assert error.value.code == 2
-
-
-def test_the_saved_profile_spells_out_every_value(house):
-    told = yaml.safe_load(yaml.safe_dump(profile.load("tiny", ["dpo.beta=0.5"]).effective()))
-    assert told["models"]["dpo"]["beta"] == 0.5 and told["models"]["dpo"]["after"] == "sft"
-    assert told["rewrite"]["temperature"] == 0.7 and "out_dir" not in told["rewrite"] and "runs/" not in str(told)
 
 
 def test_a_notebook_that_cannot_be_read_is_named(house):

@@ -14,9 +14,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from shown import code_cells
 
 import medcomfort_utils
-from medcomfort_utils.fingerprint import code_cells
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
