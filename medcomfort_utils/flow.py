@@ -3,8 +3,10 @@
 import contextlib
 import ctypes
 import fcntl
+import multiprocessing
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -14,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 import yaml
@@ -65,14 +66,14 @@ def reproduce(
         paths.write_json(run.folder / "versions.json", paths.package_versions())
         cores = 1 if shutil.which("nvidia-smi") else (os.cpu_count() or 1) // run.threads
         _Flow(run, chosen, force, jobs or max(1, min(2, cores))).go()
-    records = {step.name: fingerprint.read_record(run, step.name) for step in chosen}
-    width = max(map(len, records))
+    width = max(len(step.name) for step in chosen)
     print(f"{'step':<{width}}  seconds  peak MB")
-    for each, record in records.items():  # of a step that was up to date: from the time it ran
-        print(f"{each:<{width}}  {record['seconds']:>7}  {record['peak_mb']:>7}")
-    for each, record in records.items():
-        if record["incomplete"]:
-            raise MedComfortError(f"{each} is incomplete: {record['incomplete']}; the same command goes on there.")
+    records = [fingerprint.read_record(run, step.name) for step in chosen]
+    for record in records:  # of a step that was up to date: from the time it ran
+        print(f"{record['step']:<{width}}  {record['seconds']:>7}  {record['peak_mb']:>7}")
+    for record in records:
+        if reason := record["incomplete"]:
+            raise MedComfortError(f"{record['step']} is incomplete: {reason}; the same command goes on there.")
     return run.folder
 
 
@@ -115,16 +116,15 @@ class _Flow:
         try:
             while self.working or (self.waiting and not self.error):
                 self._start()
-                for work in [work for work in self.working if work.ended()]:
+                for work in [work for work in self.working if not work.process.is_alive()]:
                     self._end(work)
                 for line in listener.lines():
                     print(f"    {line}", flush=True)
                 time.sleep(LOOK)
         finally:
             for work in self.working:
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-                    os.kill(work.process, signal.SIGKILL)
-                    os.waitpid(work.process, 0)
+                work.process.kill()
+                work.process.join()
         if self.error:
             raise self.error
 
@@ -161,79 +161,79 @@ class _Flow:
 
 
 class _Work:
-    """One step at work: papermill as a process of its own, which writes to a hidden copy until it is done."""
+    """One step at work: papermill in a process of its own, which writes to a hidden copy until it is done."""
 
     def __init__(self, step: Step, run: Run, made: dict[str, str]):
         self.step, self.run, self.made = step, run, made
         self.copy = run.folder / f"notebooks/{step.name}.ipynb"
         self.running = self.copy.with_name(f".{step.name}.running.ipynb")
-        self.said = run.folder / f".{step.name}.tmp.txt"  # why it failed
+        self.outcome = run.folder / f".{step.name}.tmp.json"
         paths.remove(fingerprint.record_path(run, step.name))
-        self.before, self.began = fingerprint.snapshot(run), time.perf_counter()
         self.copy.parent.mkdir(parents=True, exist_ok=True)
+        self.before, self.began = fingerprint.snapshot(run), time.perf_counter()
         import_module("papermill")  # once for all steps: it takes seconds
-        self.process = os.fork()
-        if not self.process:
-            self._execute()
-
-    def ended(self) -> bool:
-        """Whether it has; then `code` and `peak_mb`, the most memory of its largest process, are known."""
-        pid, status, usage = os.wait4(self.process, os.WNOHANG)
-        if pid:
-            self.code = os.waitstatus_to_exitcode(status)
-            self.peak_mb = round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
-        return bool(pid)
+        self.process = multiprocessing.get_context("fork").Process(target=self._execute)
+        self.process.start()
 
     def record(self) -> dict:
         """What is kept of a step that is done; a MedComfortError, and a copy STEP.failed.ipynb, if it failed."""
         failed = self.copy.with_name(f"{self.step.name}.failed.ipynb")
-        if self.code:
-            why = self.said.read_text(encoding="utf-8") if self.said.exists() else f": it ended with code {self.code}"
+        if self.process.exitcode or not self.outcome.exists():
+            outcome = {"error": f" ended with code {self.process.exitcode}: see whether disk or memory is full."}
+        else:
+            outcome = paths.read_json(self.outcome, "outcome")
+        if outcome["error"]:
             if self.running.exists():
                 os.replace(self.running, failed)
-            raise MedComfortError(f"{tidy(self.step.notebook)} ({self.step.name}){why} [{tidy(failed)}]")
+            raise MedComfortError(f"{tidy(self.step.notebook)} ({self.step.name}){outcome['error']} [{tidy(failed)}]")
         os.replace(self.running, self.copy)
         paths.remove(failed)
         mark = paths.resolve(self.step.parameters.get("out_dir", self.run.folder)) / "incomplete"
         incomplete = (mark.read_text(encoding="utf-8").strip() or "no reason is given") if mark.is_file() else ""
         paths.remove(mark)
         return {"step": self.step.name, "finished": datetime.now().astimezone().isoformat(),
-                "seconds": round(time.perf_counter() - self.began, 1), "peak_mb": self.peak_mb,
+                "seconds": round(time.perf_counter() - self.began, 1), "peak_mb": outcome["peak_mb"],
                 "incomplete": incomplete, "made_from": self.made,
                 "files": fingerprint.written(self.before, self.step, self.run)}  # fmt: skip
 
-    def _execute(self) -> NoReturn:
-        """Be the step's process from here on. Linux ends it when its parent is killed; elsewhere the next run does."""
-        import papermill
-        from nbclient.exceptions import DeadKernelError
+    def _execute(self) -> None:
+        """What the step's process does; it leaves `outcome` behind.
 
-        why = ""
-        try:
-            os.setsid()
-            if sys.platform == "linux":
-                ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-            for stream in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-            os.closerange(3, 1024)  # the lock above all: it must end with the parent
-            os.chdir(paths.ROOT)
-            os.environ |= {MARK: str(self.run.folder), progress.FILE: str(self.run.folder / ".progress.tmp"),
-                           "OMP_NUM_THREADS": str(self.run.threads)}  # fmt: skip
-            papermill.execute_notebook(tidy(self.step.notebook), tidy(self.running), self.step.given,
-                                       cwd=str(paths.ROOT), progress_bar=False, start_timeout=120)  # fmt: skip
-            os._exit(0)
-        except papermill.PapermillExecutionError as error:
-            kind = "" if error.ename == "MedComfortError" else f"{error.ename}: "
-            why = f", cell [{error.exec_count}]: {kind}{error.evalue}".removesuffix(": ")
-        except DeadKernelError:
-            cells = [cell for cell in schema.code_cells(self.running) if cell["source"].strip()]
-            number = len([cell for cell in cells if cell["metadata"]["papermill"]["start_time"]])
-            why = f", cell [{number}]: the kernel died (often for want of memory)."
-        except BaseException as error:
-            why = f" could not be run: {error}"[-300:]
-        finally:
-            with contextlib.suppress(OSError):
-                self.said.write_text(re.sub(r"\s+", " ", why), encoding="utf-8")
-            os._exit(1)
+        Linux ends it when its parent is killed, and its kernel ends with it; elsewhere the next run ends both.
+        """
+        os.setsid()  # Ctrl-C is for the parent
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        os.closerange(3, 1024)  # the lock above all: it must end with the parent
+        os.chdir(paths.ROOT)
+        os.environ |= {MARK: str(self.run.folder), progress.FILE: str(self.run.folder / ".progress.tmp"),
+                       "OMP_NUM_THREADS": str(self.run.threads)}  # fmt: skip
+        error = _run_notebook(self.step, self.running)
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        peak_mb = round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+        paths.write_json(self.outcome, {"error": re.sub(r"\s+", " ", error), "peak_mb": peak_mb})
+
+
+def _run_notebook(step: Step, copy: Path) -> str:
+    """Execute a notebook; returns the end of a sentence about its first error, empty if there is none."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    try:
+        papermill.execute_notebook(tidy(step.notebook), tidy(copy), step.given, cwd=str(paths.ROOT),
+                                   progress_bar=False, start_timeout=120)  # fmt: skip
+        return ""
+    except papermill.PapermillExecutionError as error:
+        kind = "" if error.ename == "MedComfortError" else f"{error.ename}: "
+        return f", cell [{error.exec_count}]: {kind}{error.evalue}".removesuffix(": ")
+    except DeadKernelError:
+        cells = [cell for cell in schema.code_cells(copy) if cell["source"].strip()]
+        number = len([cell for cell in cells if cell["metadata"]["papermill"]["start_time"]])
+        return f", cell [{number}]: the kernel died (often for want of memory)."
+    except Exception as error:
+        return f" could not be run: {error}"[-300:]
 
 
 def _set_aside(step: Step, run: Run) -> None:

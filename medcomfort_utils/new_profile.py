@@ -9,7 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from medcomfort_utils import paths, profile
+from medcomfort_utils import paths, profile, schema
 from medcomfort_utils.llm.server import checked_address
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.rewrite import sources
@@ -50,6 +50,10 @@ def new_profile(
     rewrite, base = _corpus(source, fields) | _rewriter(llm, llm_model, name), _base(model)
     kept = {key: value for key, value in (told.get("rewrite") or {}).items() if key in KEPT}
     told["name"], told["rewrite"] = name, CommentedMap(rewrite | kept)
+    cells = schema.code_cells(paths.NOTEBOOKS / "01_rewrite.ipynb")
+    for key, comment in re.findall(r"^(\w+): .*?  # (.+)$", "\n".join(cell["source"] for cell in cells), re.MULTILINE):
+        if key in rewrite:
+            told["rewrite"].yaml_add_eol_comment(comment, key)
     told["description"] = f"{rewrite['source']}, {base['base']}; all else as in {copied.name}."
     if not told.get("train"):
         told.pop("train", None)

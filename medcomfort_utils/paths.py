@@ -82,13 +82,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         finally:
             remove(temporary)
     except OSError as error:
-        raise not_written(path, error) from error
-
-
-def not_written(path: str | Path, error: OSError) -> MedComfortError:
-    """The sentence about a file that could not be written, with what to do if the disk is full."""
-    hint = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return MedComfortError(f"{tidy(path)} could not be written: {error.strerror or error}{hint}.")
+        hint = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise MedComfortError(f"{tidy(path)} could not be written: {error.strerror or error}{hint}.") from error
 
 
 def _sweep(path: Path) -> None:
@@ -126,9 +121,8 @@ def read_json(path: str | Path, what: str) -> object:
     try:
         return json.loads(found.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise MedComfortError(
-            f"{what}: {tidy(found)} is not valid JSON at line {error.lineno}: {error.msg}."
-        ) from error
+        where = f"line {error.lineno}: {error.msg}"
+        raise MedComfortError(f"{what}: {tidy(found)} is not valid JSON at {where}.") from error
 
 
 def write_frame(path: str | Path, frame: "pd.DataFrame") -> Path:

@@ -108,7 +108,7 @@ def finish():
     for step in run.steps:
         paths.write_text(run.folder / f"{step.name}.txt", step.name)
         files = {f"{step.name}.txt": fingerprint.content(run.folder / f"{step.name}.txt")}
-        record = {"files": files, "seconds": 1, "peak_mb": 1, "incomplete": "",
+        record = {"step": step.name, "files": files, "seconds": 1, "peak_mb": 1, "incomplete": "",
                   "made_from": fingerprint.made_from(step, run, common)}  # fmt: skip
         paths.write_json(fingerprint.record_path(run, step.name), record)
 

@@ -14,7 +14,6 @@ import sys
 import time
 
 import psutil
-import pytest
 
 from medcomfort_utils.paths import ROOT
 
@@ -28,7 +27,7 @@ figures: {}
 """
 RESULTS = {"dialogues.parquet", "rewrites.parquet", "scores.parquet", "results.json", "claims.json", "summary.md",
            "models/sft-seed0/model.safetensors", "figures/comfort_vs_knowledge.pdf"}  # fmt: skip
-DISTURBED = ("01_rewrite", "02_finetune-sft", "02_finetune-dpo", "03_evaluate", "04_figures")
+STEPS = ("01_rewrite", "02_finetune-sft", "02_finetune-dpo", "03_evaluate", "04_figures")
 NAMES = ("undisturbed-run", "broken-off-run")  # words that stand in no text
 TOLD = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -42,46 +41,29 @@ def house(folder):
     return folder
 
 
-class Reproducing:
-    """The command at work on a run, in a process group of its own; what it says goes to files."""
-
-    def __init__(self, folder, name):
-        command = [sys.executable, "-m", "medcomfort_utils", "reproduce", "--profile", "small.yaml", "--name", name]
-        self.said = [folder / "out.txt", folder / "err.txt"]
-        with self.said[0].open("w") as out, self.said[1].open("w") as err:
-            self.process = subprocess.Popen(command, cwd=folder, env={**os.environ, **TOLD, "PYTHONPATH": str(folder)},
-                                            stdout=out, stderr=err, process_group=0)  # fmt: skip
-
-    def out(self):
-        return self.said[0].read_text()
-
-    def wait_for(self, step, seconds):
-        """Wait until the step has been at work for so many seconds, or has ended: the machine may be faster by now."""
-        while self.process.poll() is None and not re.search(rf"\] {step} \((?!up to date)", self.out()):
-            time.sleep(0.05)
-        done, end = self.out().count(" done in "), time.monotonic() + seconds
-        while self.process.poll() is None and self.out().count(" done in ") == done and time.monotonic() < end:
-            time.sleep(0.05)
-
-    def kill(self, kernels):
-        """End the group at once; the kernels, which have groups of their own, with it or some seconds later."""
-        started = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
-        os.killpg(self.process.pid, signal.SIGKILL)
-        for kernel in started if kernels else []:
-            kernel.kill()
-        self.process.wait(60)
-
-    def end(self):
-        assert self.process.wait(300) == 0, self.said[1].read_text()
+def start(folder, name):
+    """The command at work on a run, in a process group of its own; what it says goes to NAME.txt."""
+    command = [sys.executable, "-m", "medcomfort_utils", "reproduce", "--profile", "small.yaml", "--name", name]
+    with (folder / f"{name}.txt").open("w") as said:
+        return subprocess.Popen(command, cwd=folder, env={**os.environ, **TOLD, "PYTHONPATH": str(folder)},
+                                stdout=said, stderr=said, process_group=0)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The folder of an undisturbed run, and the seconds that each of its steps took."""
-    folder = house(tmp_path_factory.mktemp("house"))
-    Reproducing(folder, NAMES[0]).end()
-    run = folder / "runs" / NAMES[0]
-    return run, {step: json.loads((run / f"steps/{step}.json").read_text())["seconds"] for step in DISTURBED}
+def kill_in(process, said, step, seconds, kernels):
+    """Kill the command when the step has been at work for so many seconds, or has ended: the machine may be faster.
+
+    The kernels, which have groups of their own, end with it or some seconds later.
+    """
+    while process.poll() is None and not re.search(rf"\] {step} \((?!up to date)", said.read_text()):
+        time.sleep(0.05)
+    done, end = said.read_text().count(" done in "), time.monotonic() + seconds
+    while process.poll() is None and said.read_text().count(" done in ") == done and time.monotonic() < end:
+        time.sleep(0.05)
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for kernel in started if kernels else []:
+        kernel.kill()
+    assert process.wait(60) == -signal.SIGKILL
 
 
 def files(run):
@@ -92,40 +74,17 @@ def files(run):
     return {name: content for name, content in told.items() if not name.startswith(("notebooks/", "steps/"))}
 
 
-def half_written(run):
-    return [*run.rglob(".*.tmp*"), *run.rglob(".*.running.ipynb")]
-
-
-def test_killed_in_every_step_and_interrupted_it_ends_like_an_undisturbed_run(undisturbed, tmp_path):
-    calm, seconds = undisturbed
-    folder, moments = house(tmp_path), random.Random(20)
-    run = folder / "runs" / NAMES[1]
-    for number, step in enumerate(DISTURBED):
-        torn = Reproducing(folder, NAMES[1])
-        torn.wait_for(step, moments.uniform(0.2, 0.6) * seconds[step])
-        torn.kill(kernels=number % 2 == 0)
-        assert torn.process.returncode == -signal.SIGKILL
-        if step == "02_finetune-sft":
-            interrupt(folder, run, moments.uniform(1, 6))  # the step takes longer on any machine, to import alone
-    last = Reproducing(folder, NAMES[1])
-    last.end()
-    assert last.out().count("(up to date)") >= 3
-    expected, found = files(calm), files(run)
+def test_killed_in_every_step_it_ends_like_an_undisturbed_run(tmp_path):
+    folder, moments = house(tmp_path / "house"), random.Random(20)
+    calm, torn = (folder / "runs" / name for name in NAMES)
+    assert start(folder, calm.name).wait(300) == 0, (folder / f"{calm.name}.txt").read_text()
+    said = folder / f"{torn.name}.txt"
+    for number, step in enumerate(STEPS):
+        seconds = json.loads((calm / f"steps/{step}.json").read_text())["seconds"]
+        process = start(folder, torn.name)
+        kill_in(process, said, step, moments.uniform(0.2, 0.6) * seconds, kernels=number % 2 == 0)
+    assert start(folder, torn.name).wait(300) == 0, said.read_text()
+    assert said.read_text().count("(up to date)") >= 3
+    expected, found = files(calm), files(torn)
     assert RESULTS <= expected.keys() == found.keys()
     assert [name for name in expected if expected[name] != found[name]] == []
-
-
-def interrupt(folder, run, seconds):
-    """Ctrl-C in 02: one line, exit code 130, nothing half-written, no kernel left."""
-    stopped = Reproducing(folder, NAMES[1])
-    stopped.wait_for("02_finetune-sft", seconds)
-    kernels = []
-    while stopped.process.poll() is None and not kernels:  # papermill itself takes seconds to import
-        kernels = psutil.Process(stopped.process.pid).children(recursive=True)
-        time.sleep(0.05)
-    os.killpg(stopped.process.pid, signal.SIGINT)
-    assert stopped.process.wait(60) == 130
-    said = stopped.said[1].read_text().strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("medcomfort: interrupted; finished steps are kept")
-    assert not half_written(run) and kernels
-    assert psutil.wait_procs(kernels, timeout=30)[1] == []
