@@ -1,8 +1,8 @@
 """When is a step up to date? What it was made from, what it wrote, and the record of both."""
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from medcomfort_utils.profile import Run, Step
 
 OUTPUTS = ("results", "smoke")  # folders of data/ that hold what steps once wrote
 LARGE = 64 * 2**20  # bytes; above it a file is known by size and time
+CACHES = "__pycache__"
 OWN = {"notebooks", "steps", "profile.yaml", "versions.json"}  # what the flow itself writes into a run's folder
 
 
@@ -58,8 +59,12 @@ def stale(made: dict[str, str], step: Step, run: Run) -> str:
 
 def snapshot(run: Run) -> dict[str, int]:
     """When each file of the steps in the run's folder was last written, by relative path."""
-    found = {path.relative_to(run.folder): path.stat().st_mtime_ns for path in files(run.folder)}
-    return {path.as_posix(): time for path, time in found.items() if path.parts[0] not in OWN}
+    found = {}
+    for path in files(run.folder):
+        if path.relative_to(run.folder).parts[0] not in OWN:
+            with contextlib.suppress(FileNotFoundError):  # a step at work beside this one has removed it
+                found[path.relative_to(run.folder).as_posix()] = path.stat().st_mtime_ns
+    return found
 
 
 def written(before: dict[str, int], step: Step, run: Run) -> dict[str, str]:
@@ -103,11 +108,9 @@ def content(path: Path) -> str:
 
 def files(folder: Path) -> list[Path]:
     """All files below a folder in a fixed order, but hidden ones and Python's caches."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    hidden = {path for path in found for part in path.relative_to(folder).parts if part[0] == "." or part == CACHES}
+    return sorted(set(found) - hidden)
 
 
 def _digest(value: Any) -> str:

@@ -178,9 +178,8 @@ class _Work:
     def record(self) -> dict:
         """What is kept of a step that is done; a MedComfortError, and a copy STEP.failed.ipynb, if it failed."""
         failed = self.copy.with_name(f"{self.step.name}.failed.ipynb")
-        if self.process.exitcode or not self.outcome.exists():
-            outcome = {"error": f" ended with code {self.process.exitcode}: see whether disk or memory is full."}
-        else:
+        outcome = {"error": f" ended with code {self.process.exitcode}: see whether disk or memory is full."}
+        if self.outcome.exists():
             outcome = paths.read_json(self.outcome, "outcome")
         if outcome["error"]:
             if self.running.exists():

@@ -40,7 +40,7 @@ def new_profile(
     copied = profile.load(origin)
     name = name or re.sub(r"[^\w.-]+", "-", Path(source.partition("@")[0]).stem).strip("-.")
     path = paths.PROFILES / f"{name}.yaml"
-    if not profile.FILE_NAME.fullmatch(name):
+    if not re.fullmatch(schema.FILE_NAME, name):
         raise MedComfortError(f"--name {name!r} names files, so it may hold only letters, digits, '_', '-' and '.'.")
     if path.exists():
         raise MedComfortError(f"{tidy(path)} exists: give another --name, or remove it.")

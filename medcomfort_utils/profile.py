@@ -5,14 +5,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from ruamel.yaml import YAML, AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError
 
 from medcomfort_utils import paths, schema
 from medcomfort_utils.paths import MedComfortError, meant, tidy
-from medcomfort_utils.schema import FILE_NAME
 
 SECTIONS = {"01_rewrite": "rewrite", "02_finetune": "train", "03_evaluate": "evaluate", "04_figures": "figures"}
 # Parameters that name what a step reads. Those of MODELS may name a model of the hub too.
@@ -21,16 +20,17 @@ READ = ("source", "responses", "rewrites", "base", "init_from", "dialogues", "mo
 MODELS = ("base", "init_from")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 DEEPEST, LARGEST = 20, 100_000  # nesting and bytes of a profile
+FileName = Annotated[str, Field(pattern=f"^{schema.FILE_NAME}$")]
 
 
 class _Profile(schema.Ranged):
     kind: ClassVar[str] = "section"
-    name: str
+    name: FileName
     description: str = ""
     threads: int = Field(1, ge=1)  # of each step; results hang on it, so it is no matter of the machine
     rewrite: dict[str, Any] | None = None
     train: dict[str, Any] = {}
-    models: dict[str, dict[str, Any]] = {}
+    models: dict[FileName, dict[str, Any]] = {}
     evaluate: dict[str, Any] | None = None
     figures: dict[str, Any] | None = None
 
@@ -120,12 +120,7 @@ def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = N
     Raises MedComfortError for whatever is unknown, missing, of a wrong type or out of range.
     """
     path = _find(str(profile))
-    told, where = _read(path), tidy(path)
-    name = told.name if name is None else name
-    for what, each in [("the run's name", name), *(("a model's name", model) for model in told.models)]:
-        if not FILE_NAME.fullmatch(each):
-            allowed = "it may hold only letters, digits, '_', '-' and '.'"
-            raise MedComfortError(f"{where}: {what} {each!r} names files, so {allowed}.")
+    told, where = _read(path, name), tidy(path)
     sections = {"01_rewrite": told.rewrite}
     for model, own in told.models.items():
         sections[f"02_finetune-{model}"] = {"method": model.partition("-")[0]} | told.train | own
@@ -133,7 +128,7 @@ def load(profile: str | Path, settings: Sequence[str] = (), name: str | None = N
     sections = {step: section for step, section in sections.items() if section is not None}
     for setting in settings:
         _apply(setting, sections, where)
-    run = Run(name, told.description, told.threads, where, paths.RUNS / name, [])
+    run = Run(told.name, told.description, told.threads, where, paths.RUNS / told.name, [])
     for step, section in sections.items():
         run.steps.append(_step(step, section, run))
     return run
@@ -240,19 +235,19 @@ def _find(profile: str) -> Path:
     return path
 
 
-def _read(path: Path) -> _Profile:
+def _read(path: Path, name: str | None) -> _Profile:
     content, where = path.read_bytes()[: LARGEST + 1], tidy(path)
     if len(content) > LARGEST:
         raise MedComfortError(f"{where} is no profile: it has more than {LARGEST} bytes.")
     try:
         told = read_yaml(content.decode(), where)
-        if not isinstance(told, dict):
-            raise MedComfortError(f"{where} is no profile: it must hold a `name` and sections.")
-        # `figures:` with nothing behind it is a section without values.
-        sections = {str(key): {} if value is None and key != "name" else value for key, value in told.items()}
     except UnicodeDecodeError:
         raise MedComfortError(f"{where} is not UTF-8 text.") from None
+    if not isinstance(told, dict):
+        raise MedComfortError(f"{where} is no profile: it must hold a `name` and sections.")
+    # `figures:` with nothing behind it is a section without values.
+    sections = {str(key): {} if value is None and key != "name" else value for key, value in told.items()}
     try:
-        return _Profile(**sections)
+        return _Profile(**(sections if name is None else sections | {"name": name}))
     except MedComfortError as error:
         raise MedComfortError(f"{where}: {error}") from None

@@ -5,7 +5,6 @@ Names, types, defaults and comments stand in the notebooks' cells tagged `parame
 
 import ast
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +15,7 @@ from medcomfort_utils import paths
 from medcomfort_utils.paths import MedComfortError, meant, tidy
 from medcomfort_utils.records import EMOTIONS, REJECTED, check_pairs
 
-FILE_NAME = re.compile(r"\w[\w.-]*")
+FILE_NAME = r"\w[\w.-]*"
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict[str, Any], "list[int]": list[int],
          "list[str]": list[str]}  # fmt: skip
@@ -47,7 +46,9 @@ class Ranged(BaseModel):
             return f"there is no {cls.kind} {name!r}{meant(name, cls.model_fields)}"
         if problem["type"] in ("too_short", "string_too_short", "missing"):
             return f"{name} must not be empty."
-        allowed = re.sub("^(Input|String) should", "must", problem["msg"].removeprefix("Value error, "))
+        allowed = problem["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+        if problem["type"] == "string_pattern_mismatch":
+            allowed = "must hold only letters, digits, '_', '-' and '.', since it names files"
         return f"{name} {allowed}, not {problem['input']!r:.200}."
 
 
@@ -162,7 +163,7 @@ RANGES: dict[str, Any] = {
     "neutral_fraction": Annotated[float, Field(ge=0, le=1)],
     "against": Annotated[list[Literal[REJECTED]], Field(min_length=1)],
     "seeds": Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)],
-    "name": Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")],  # it names files
+    "name": Annotated[str, Field(pattern=f"^({FILE_NAME})?$")],
     "base": Annotated[Start, Field(min_length=1)],
     "init_from": Start,
     "push_to_hub": Start,

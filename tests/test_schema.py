@@ -22,7 +22,7 @@ REFUSED = {
     "sft.method=ppo": "method must be 'sft', 'dpo' or 'kto', not 'ppo'.",
     "sft.seeds=[]": "seeds must not be empty.",
     "sft.seeds=[1, 1]": "seeds must be different numbers between 0 and 4294967295, not [1, 1].",
-    "sft.name=a/b": "name must match pattern",
+    "sft.name=a/b": "name must hold only letters, digits, '_', '-' and '.', since it names files, not 'a/b'.",
     "sft.target=original": "neutral_fraction must be 0 with target original, not 0.2",
     "dpo.against=[base]": "against must be 'original', 'comfort_only' or 'soothing_answer', not",
     "sft.learning_rate=0": "learning_rate must be greater than 0, not 0.",
@@ -53,8 +53,8 @@ HOSTILE = {
     f"name: {'x' * 200_000}": "has more than 100000 bytes",
     "name: \x00": "not valid YAML",
     "name: 7": "name must be a valid string, not 7",
-    "name: a/b": "the run's name 'a/b' names files",
-    "name: x\nmodels: {a/b: {}}": "a model's name 'a/b' names files",
+    "name: a/b": "since it names files, not 'a/b'",
+    "name: x\nmodels: {a/b: {}}": "since it names files, not 'a/b'",
     "name: x\nevaluat: {}": "there is no section 'evaluat'; did you mean 'evaluate'?",
     "name: x\nmodels: {dpo: {after: sft}}": "after: 'sft' is no model that stands before it",
     "name: x\nmodels: {mine: {}}": "step 02_finetune-mine: method must be 'sft', 'dpo' or 'kto', not 'mine'.",
@@ -118,7 +118,7 @@ def test_the_shipped_profiles_are_sound(path):
 
 def test_names_of_runs_and_profiles_are_checked():
     for name in ("", "..", "../tiny", "a b"):
-        with pytest.raises(MedComfortError, match="names files"):
+        with pytest.raises(MedComfortError, match="since it names files"):
             profile.load("smoke", name=name)
     with pytest.raises(MedComfortError, match="There is no profile 'pper'; did you mean 'paper'"):
         profile.load("pper")
