@@ -172,7 +172,7 @@ class _Work:
         self.copy.parent.mkdir(parents=True, exist_ok=True)
         self.before, self.began = fingerprint.snapshot(run), time.perf_counter()
         import_module("papermill")  # once for all steps: it takes seconds
-        self.process = multiprocessing.get_context("fork").Process(target=self._execute)
+        self.process = multiprocessing.get_context("fork").Process(target=self._execute, daemon=True)
         self.process.start()
 
     def record(self) -> dict:
