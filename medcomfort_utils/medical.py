@@ -241,7 +241,7 @@ def _instructs(tokens: list[str]) -> bool:
     led = len(tokens) > 1 and not tokens[0].endswith("ing") and tokens[1] not in _PREDICATES
     orders = {stem(tokens[0])} if led else set()
     asked = {stem(match["verb"]) for match in _ASKING.finditer(said)}
-    care |= bool(re.search(r"\b(?:it|them)\b", said))
+    care |= bool(re.search(r"\b(?:it|them|both)\b", said))
     return bool(
         (orders | asked) & lexicon("deeds")
         or (

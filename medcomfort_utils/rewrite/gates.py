@@ -246,7 +246,10 @@ def no_new_advice(case: Case) -> str:
     added = (
         c for c in found if case.segments or not any(len(set(words(c)) - k) <= 0.25 * len(words(c)) for k in known)
     )
-    return _told("advice in own words", added)
+    omitting = lexicon("omitting") - {medical.stem(word) for word in words(case.answer)}
+    reworded = [] if case.segments or case.rewrite.condition == "comfort_only" else case.told.reworded
+    turned = [said.text for said in reworded if said.content & omitting]
+    return _told("advice in own words", [*added, *turned])
 
 
 def no_promise(case: Case) -> str:
@@ -262,7 +265,7 @@ def no_new_facts(case: Case) -> str:
     text = " ".join(said.text for said in case.own)
     if case.segments or case.rewrite.condition == "comfort_only":
         return _told("not in the source", sorted(_new_content(case.source, text)))
-    found = _new_content(case.source, case.new_answer, figurative=text)
+    found = _new_content(case.source, case.new_answer)
     return _told("not in the source", sorted(found))
 
 
