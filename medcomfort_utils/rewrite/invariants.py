@@ -252,8 +252,6 @@ class Alignment:
     def _turned(self) -> Iterable[str]:
         """Marks that have the neighbours of their opposite, or that exchanged their neighbours."""
         before, after = _by_kind(self.source), _by_kind(self.reworded)
-        grave = (near for sign, near in _by_kind(self.new)["safe"] if sign < 0 and not before["safe"])
-        yield from ("new severity: " + " ".join(near) for near in grave)
         for kind in before.keys() & after.keys():
             for sign, near in after[kind] if kind != "number" else ():
                 likeness = {1: 0.0, -1: 0.0}
