@@ -21,8 +21,8 @@ from rewrite_throughput import CONCURRENCY, machine, stub
 
 from medcomfort_utils.llm import Cache, Client, Settings
 from medcomfort_utils.paths import write_json
-from medcomfort_utils.rewrite import chain, sources
-from medcomfort_utils.rewrite.llm_rewriter import LLMRewriter
+from medcomfort_utils.rewrite import rewriter, sources
+from medcomfort_utils.rewrite.rewriter import LLMRewriter
 
 VERSIONS = 4  # of a dialogue with one emotion
 WORDS = [
@@ -60,7 +60,7 @@ def work(rows: int) -> dict:
         with Cache(folder / "cache.sqlite") as cache:
             client = Client(Settings(base_url=url, concurrency=CONCURRENCY), cache)
             corpus = sources.open_source(str(folder / "corpus.jsonl"))
-            chain.write(LLMRewriter(client, "m").versions(corpus), folder)
+            rewriter.write(LLMRewriter(client, "m").versions(corpus), folder)
         seconds = time.perf_counter() - start
         kept, rejected = (pq.read_metadata(folder / f"{name}.parquet").num_rows for name in ("rewrites", "rejected"))
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,5 +1,7 @@
 """How fast rows are rewritten: our client beside a bare gather, replay, and memory, against a stub server.
 
+The bare gather needs the openai client (`pip install "openai[aiohttp]"`), which nothing else here does.
+
     python benchmarks/rewrite_throughput.py [--json FILE] [--million] [--distilabel-python PATH]
 
 The server is a process of its own on 127.0.0.1 that answers each call after 200 ms (for memory: at once). All arms
@@ -21,13 +23,20 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from medcomfort_utils.llm import Cache, Client, Request, Settings, parse
+from medcomfort_utils.llm import Cache, Client, Request, Response, Settings, parse
 from medcomfort_utils.paths import ROOT, write_json
 
 CONCURRENCY, ROWS, LATENCY = 64, 3200, 0.2
-BARE, BARE_AIOHTTP = "a  bare gather, default transport", "a' bare gather, our transport (aiohttp)"
+SCALE = 2  # how much faster than in earnest the clock of the limited server runs
+BARE, BARE_AIOHTTP = "a  bare gather, default transport", "a' bare gather, aiohttp transport"
 OURS = "b  ours, nothing cached"
-COLUMNS = {"rows_per_second": "10.0f", "cpu_ms_per_row": "11.2f", "peak_mb": "8.0f"}  # those that lack are at the end
+COLUMNS = {
+    "rows_per_second": "10.0f",
+    "cpu_ms_per_row": "11.2f",
+    "peak_mb": "8.0f",
+    "rows_kept": "9.1%",
+    "time_of_ideal": "7.2f",
+}  # those that lack are at the end
 ANSWER = json.dumps({"answer": "I hear how much this worries you. Rest, drink, and see a doctor if it lasts. " * 3})
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 PROMPT = "Rewrite the question of patient {number} so that it shows fear. " * 6
@@ -143,6 +152,26 @@ def throughput(rows: int, repeats: int) -> dict[str, dict]:
     }
 
 
+def limited(rows: int, per_minute: int, retry_after: str) -> dict:
+    """Rows kept and seconds against the ideal, under a server that answers so many calls a minute, scaled to seconds.
+
+    Time is scaled by `SCALE`, so that 60 a minute are one answer each 1 / SCALE seconds; so is the wait asked for.
+    """
+    rate = SCALE * per_minute / 60
+    wait = ("--retry-after", str(float(retry_after) / SCALE)) if retry_after else ()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Cache(Path(folder) / "cache.sqlite") as cache,
+        stub(*SERVER, "--rate", str(rate), *wait) as url,
+    ):
+        client = Client(Settings(base_url=url, concurrency=CONCURRENCY), cache)
+        start = time.perf_counter()
+        answers = list(client.run([request(number) for number in range(rows)], client.ask))
+        seconds = time.perf_counter() - start
+    kept = sum(isinstance(answer, Response) for answer in answers)
+    return {"rows_kept": kept / rows, "time_of_ideal": seconds / ((rows - 1) / rate)}
+
+
 def distilabel(python: str | None, rows: int) -> dict | None:
     """Rows a second of distilabel, in the Python at that path; None where it cannot be imported there.
 
@@ -186,9 +215,9 @@ def machine() -> str:
 
 def shown(table: dict[str, dict | None]) -> str:
     """The table as text; an arm that was not measured says so."""
-    lines = [f"{'':42} {'rows/s':>10} {'CPU ms/row':>11} {'peak MB':>8}"]
+    lines = [f"{'':42} {'rows/s':>10} {'CPU ms/row':>11} {'peak MB':>8}; f: rows kept, time of the ideal"]
     for name, row in sorted(table.items()):
-        cells = [format(row[key], form) if key in row else "" for key, form in COLUMNS.items()] if row else []
+        cells = [format(row[key], form) for key, form in COLUMNS.items() if key in row] if row else []
         lines.append(f"{name:42} {' '.join(cells) or 'not measured'}".rstrip())
     for other in (BARE, BARE_AIOHTTP):
         share = table[OURS]["rows_per_second"] / table[other]["rows_per_second"]
@@ -207,12 +236,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.in_memory:
         return in_memory(options.in_memory)
-    versions = {name: metadata.version(name) for name in ("openai", "aiohttp", "httpx2", "jsonschema")}
+    versions = {name: metadata.version(name) for name in ("openai", "aiohttp", "jsonschema")}
     about = {"machine": machine(), "python": platform.python_version(), **versions}
     table = throughput(options.rows, options.repeats)
     table["c  distilabel, with its start"] = distilabel(options.distilabel_python, options.rows)
     for rows in (10_000, *([1_000_000] if options.million else [])):
         table[f"e  ours, {rows:,} rows answered at once"] = peak_memory(rows)
+    for per_minute, wait in ((60, ""), (60, "1"), (600, ""), (600, "1")):
+        asked = f"Retry-After {wait}" if wait else "no Retry-After"
+        table[f"f  ours, limited to {per_minute} a minute, {asked}"] = limited(2 * per_minute, per_minute, wait)
     print(*[f"{name}: {value}" for name, value in about.items()], shown(table), sep="\n")
     if options.json:
         write_json(options.json, {**about, "rows": options.rows, "repeats": options.repeats, "table": table})

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from medcomfort_utils.evaluate import comfort, facts, knowledge, safety  # noqa: E402
 from medcomfort_utils.rewrite import clinic  # noqa: E402
-from medcomfort_utils.rewrite.rewriters import template_versions  # noqa: E402
+from medcomfort_utils.rewrite.template import template_versions  # noqa: E402
 
 
 def answers(count: int) -> tuple[list[str], list[str], list]:

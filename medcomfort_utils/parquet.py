@@ -16,7 +16,8 @@ from medcomfort_utils.records import Dialogue, Rewrite
 _TEXT_LIST = pa.list_(pa.string())
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _GATES = pa.list_(pa.struct([("name", pa.string()), ("passed", pa.bool_()), ("reason", pa.string())]))
-_TYPES = {"messages": _MESSAGES, "gates": _GATES, "intensity": pa.int8()}
+_SEGMENTS = pa.list_(pa.struct([("role", pa.string()), ("say", pa.string()), ("keep", pa.list_(pa.int32()))]))
+_TYPES = {"messages": _MESSAGES, "gates": _GATES, "segments": _SEGMENTS, "intensity": pa.int8()}
 _TYPES |= dict.fromkeys(("facts", "red_flags", "emotions"), _TEXT_LIST)
 
 Record = TypeVar("Record", Dialogue, Rewrite)

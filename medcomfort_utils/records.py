@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,9 +11,21 @@ from medcomfort_utils.paths import MedComfortError
 
 Split = Literal["train", "validation", "test"]
 Condition = Literal["original", "soothing_answer", "emotional", "comfort_only", "multiturn"]
+Urgency = Literal["", "self_care", "routine", "soon", "emergency"]
 TARGETS = ("emotional", "soothing_answer", "original")  # the pairs of question and answer that may be taught
 REJECTED = ("original", "comfort_only", "soothing_answer")  # what a preference may be taught against
 EMOTIONS = ("fear", "sadness", "anger", "guilt", "loneliness")
+KNOWLEDGE = ("facts_kept", "facts_supported", "rouge_l")  # measures of it, the best first; a corpus may lack the earlier ones
+
+
+def knowledge_metric(counts: Mapping[str, float]) -> str:
+    """The measure of knowledge that applies to a corpus; empty if none does.
+
+    `counts`: measure -> how many replies have a value. The first that half of the replies have, as facts in exact
+    wording do in the clinic; half, because a free text states a fact or two in that wording by chance.
+    """
+    counts = {name: counts[name] for name in KNOWLEDGE if counts.get(name, 0) > 0}
+    return max(counts, key=lambda name: min(counts[name], max(counts.values()) / 2), default="")
 
 
 class Message(BaseModel):
@@ -54,13 +66,15 @@ class Dialogue(_Conversation):
     """A source dialogue: what was asked, what was answered, what the answer must convey.
 
     `facts`: atomic statements (empty where unknown). `red_flags`: urgent-care advice that must survive. `emotions`:
-    negative emotions that suit the patient's story, where the corpus names some.
+    negative emotions that suit the patient's story, where the corpus names some. `urgency`: self_care, routine, soon or
+    emergency, or empty.
     """
 
     id: str
     source: str
     lang: str = "en"
     topic: str = ""
+    urgency: Urgency = ""
     facts: list[str] = []
     red_flags: list[str] = []
     emotions: list[str] = []

@@ -1,7 +1,7 @@
 """Stand-ins for an OpenAI-compatible server, on 127.0.0.1: one that fails as a script says, one for measuring.
 
 As a program, `python tests/servers.py failing --latency 0.02` prints its address, answers as the script of that name
-does, each call after so many seconds, tells at /v1/calls what it sent, and ends when its standard input does.
+does, each call after so many seconds, lists at /v1/calls what it sent, and ends when its standard input does.
 """
 
 import argparse
@@ -32,23 +32,25 @@ OPENING = "You sound frightened, and it makes sense that an ache of that length 
 class Reply:
     """One answer of the server; the defaults are a good one."""
 
-    text: str | None = "I hear you."
+    text: str | list | None = "I hear you."
     model: str = "stub-1"
     status: int = 200
     headers: dict = field(default_factory=dict)
     error: dict | None = None  # the body of a refusal
     finish_reason: str = "stop"
     refusal: str | None = None
+    message: dict = field(default_factory=dict)  # more of the message
     usage: dict | None = field(default_factory=lambda: {"prompt_tokens": 10, "completion_tokens": 5})
     delay: float = 0.0  # seconds
     drop: bool = False  # close the connection without a word
     cut: bool = False  # close it in the middle of the body
     drip: float = 0.0  # seconds between two bytes
     body: bytes | None = None  # this, in place of a chat completion
+    raw: bytes | None = None  # this, in place of all of it
 
     def content(self) -> bytes:
         """The body."""
-        message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
+        message = {"role": "assistant", "content": self.text, "refusal": self.refusal, **self.message}
         choice = {"index": 0, "finish_reason": self.finish_reason, "message": message}
         good = {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": self.usage}
         return (
@@ -57,10 +59,12 @@ class Reply:
 
     def whole(self) -> bool:
         """Whether it is a chat completion, and all of it: what a provider takes money for."""
-        return self.status == 200 and self.body is None and not (self.drop or self.cut or self.drip)
+        return self.status == 200 and self.body is self.raw is None and not (self.drop or self.cut or self.drip)
 
     def wire(self) -> bytes:
         """The whole HTTP response."""
+        if self.raw is not None:
+            return self.raw
         content = self.content()
         headers = {"content-type": "application/json", "content-length": len(content), **self.headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -82,7 +86,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """What was asked, told from the whole conversation."""
+        """What was asked, by the whole conversation."""
         return hashlib.sha256(json.dumps(self.body["messages"]).encode()).hexdigest()
 
     @property
@@ -106,20 +110,35 @@ FAULTS = {
     "cut off": Reply(cut=True),
     "stalled": Reply(delay=30),
     "JSON cut off": Reply(body=b'{"choices": [{"mess'),
-    "no choices": Reply(body=b'{"error": {"code": 502}}'),
-    "choices of another kind": Reply(body=b'{"choices": [[1]]}'),
+    "an error in a 200": Reply(body=b'{"error": {"code": 502}}'),
     "not UTF-8": Reply(body=b'{"choices": "\xff\xfe"}'),
-    "content of another kind": Reply(body=b'{"choices": [{"message": {"content": [1]}}]}'),
+    "status line broken": Reply(raw=b"HTTP/1.1 2x0 Said\r\n\r\n"),
 }
 # Whole answers, paid for, that cannot be used.
 USELESS = {
     "truncated": Reply('{"question": "half of', finish_reason="length"),
     "wrong schema": Reply('{"wrong": "schema"}'),
-    "a key twice": Reply('{"question": "one", "question": "two", "opening": "a", "opening": "b"}'),
-    "empty": Reply(""),
+    "a key twice": Reply('{"question": "one", "question": "two", "segments": [], "segments": []}'),
     "refusal": Reply(None, refusal="I cannot do that."),
     "refusal in words": Reply("I'm sorry, but I can't help with that."),
 }
+
+
+class Limited:
+    """A script that answers `rate` calls a second, evenly or as a bucket of `burst`, and refuses the others."""
+
+    def __init__(self, rate: float, burst: float = 1.0, headers: dict | None = None, reply: Reply | None = None):
+        self.rate, self.burst, self.left, self.at = rate, burst, burst, time.monotonic()
+        self.refusal = Reply(status=429, headers=headers or {}, error={"message": "slow down"})
+        self.good = reply or Reply()
+
+    def __call__(self, call: "Call | None" = None) -> Reply:
+        now = time.monotonic()
+        self.left, self.at = min(self.burst, self.left + (now - self.at) * self.rate), now
+        if self.left < 1:
+            return self.refusal
+        self.left -= 1
+        return self.good
 
 
 def counting() -> Callable[[Call], Reply]:
@@ -131,10 +150,13 @@ def counting() -> Callable[[Call], Reply]:
 def rewriting(call: Call) -> Reply:
     """A rewriter that does its work: the source's words, with a feeling before them, or with comfort."""
     if call.asks_for_question:
-        emotion = re.search(r"speaks out of (\w+)", call.body["messages"][0]["content"])[1]
+        emotion = re.search(r"out of (\w+) \(", call.body["messages"][0]["content"])[1]
         said = {"question": f"{FEELINGS[emotion]} {call.data()}"}
     else:
-        said = {"opening": OPENING, "knowledge": call.data(1), "closing": ""}
+        lines = list(enumerate(call.data(1).strip().splitlines(), 1))
+        first = [number for number, line in lines if "(urgent now)" in line]
+        rest = [number for number, _ in lines if number not in first]
+        said = {"segments": [{"keep": first}, {"say": OPENING}, {"keep": rest}][not first :]}
     return Reply(json.dumps(said), model=call.name)
 
 
@@ -243,6 +265,8 @@ def main() -> None:
     parser.add_argument("script", choices=(*SCRIPTS, "fixed"))
     parser.add_argument("--latency", type=float, default=0.0, help="seconds until the answer")
     parser.add_argument("--text", default="", help="the answer of fixed")
+    parser.add_argument("--rate", type=float, default=0.0, help="answers a second, of fixed; no more are given")
+    parser.add_argument("--retry-after", default="", help="seconds that a refused call is asked to wait")
     parser.add_argument("--forget", action="store_true", help="count nothing, for measuring")
     options = parser.parse_args()
 
@@ -250,7 +274,11 @@ def main() -> None:
         return replace(reply, delay=reply.delay or options.latency)
 
     server, always = StubServer(), later(Reply(options.text))
-    if options.script == "fixed":
+    if options.script == "fixed" and options.rate:
+        headers = {"Retry-After": options.retry_after} if options.retry_after else {}
+        limited = Limited(options.rate, headers=headers, reply=always)
+        server.reply = lambda first, headers, content: limited()
+    elif options.script == "fixed":
         server.reply = lambda first, headers, content: always
     elif options.forget:
         server.reply = lambda first, headers, content: later(SCRIPTS[options.script](Call(json.loads(content))))

@@ -8,7 +8,7 @@ from medcomfort_utils.draw.results import read_results
 from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA, NOTEBOOKS, PAPER
 from medcomfort_utils.records import Dialogue, Rewrite
-from medcomfort_utils.rewrite import clinic, gates, rewriters
+from medcomfort_utils.rewrite import clinic, gates, template
 
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("0*.ipynb"))
 
@@ -16,7 +16,7 @@ NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("0*.ipynb"))
 def test_smoke_inputs_are_what_01_writes():
     dialogues = read_records(DATA / "smoke/dialogues.parquet", Dialogue)
     assert dialogues == list(clinic.generate(2))
-    kept, _ = gates.sift(dialogues, rewriters.rewrite_all(dialogues))
+    kept, _ = gates.sift(dialogues, template.rewrite_all(dialogues))
     assert read_records(DATA / "smoke/rewrites.parquet", Rewrite) == kept
 
 

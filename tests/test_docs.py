@@ -14,7 +14,7 @@ import pytest
 
 from medcomfort_utils.fingerprint import code_cells
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
-from medcomfort_utils.rewrite import gates, rewriters, sources
+from medcomfort_utils.rewrite import gates, sources, template
 
 PACKAGE = ROOT / "medcomfort_utils"
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def test_the_example_passes_every_check():
     dialogues, counts = sources.load_dialogues("docs/example_dialogues.jsonl")
     assert counts.set_index("reason")["count"][["read", "kept"]].tolist() == [24, 24]
     assert sum(dialogue.split == "test" for dialogue in dialogues) in (3, 4)
-    kept, _ = gates.sift(dialogues, rewriters.rewrite_all(dialogues))
+    kept, _ = gates.sift(dialogues, template.rewrite_all(dialogues))
     assert len(kept) == 24 * 4
 
 

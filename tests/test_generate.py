@@ -1,17 +1,23 @@
-"""Replies and their perplexity, what is asked, and who answers."""
+"""Replies and their perplexity, in this process, in others, and from a server; what is asked, and who answers."""
 
-import json
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from conftest import turn, version
+from servers import Reply, StubServer
 
 from medcomfort_utils import paths
-from medcomfort_utils.evaluate import baselines, generate
+from medcomfort_utils.evaluate import baselines, comfort, generate, knowledge
+from medcomfort_utils.evaluate.generate import Workers
 from medcomfort_utils.finetune import engine
-from medcomfort_utils.paths import NANO_BASE, MedComfortError
+from medcomfort_utils.paths import NANO_BASE, ROOT, MedComfortError
 from medcomfort_utils.records import Dialogue
 from medcomfort_utils.rewrite import clinic
 
@@ -21,9 +27,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
+def pair():
+    workers = Workers(2)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="module")
 def prompts():
     """Questions of different lengths, in no order of length."""
-    asked = [d.prompt for d in clinic.generate(3) if d.split == "test"][:5]
+    asked = [d.prompt for d in clinic.generate(3) if d.split == "test"][:4]
     return [turn("user", asked[0][0]["content"] + " It is worse at night."), *asked]
 
 
@@ -33,9 +46,9 @@ def said(prompts):
 
 
 def test_neither_batch_nor_order_changes_replies(prompts, said):
-    assert said["reply"].nunique() > 3
     turned = generate.replies(BASE, prompts[::-1], ROOM, batch_size=1)
     pd.testing.assert_frame_equal(turned[::-1].reset_index(drop=True), said)
+    assert said["reply"].nunique() > 2
 
 
 @torch.no_grad()
@@ -50,30 +63,26 @@ def test_a_reply_is_greedy_and_counted(prompts, said):
     assert said.loc[0].tolist() == [text, len(made) - ended, ended, False]
 
 
-def test_a_prompt_without_room_is_marked_as_cut(prompts):
-    said = generate.replies(BASE, [turn("user", "I have a cough. " * 400), prompts[0]], ROOM)
-    assert said["cut"].tolist() == [True, False]
-
-
 def test_a_reply_that_meets_its_limit_has_not_ended(prompts, said):
     limit = int(said["tokens"].median())
     cut = generate.replies(BASE, prompts, limit, batch_size=4)
     assert cut["tokens"].tolist() == said["tokens"].clip(upper=limit).tolist()
     assert cut["ended"].tolist() == (said["tokens"] < limit).tolist() and cut["ended"].nunique() == 2
-    assert all(whole.startswith(part) for whole, part in zip(said["reply"], cut["reply"], strict=True))
 
 
-def test_ended_and_tokens_of_a_generated_row():
-    tokenizer = engine.load_tokenizer(BASE)
-    end, pad, word = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer("Rest")["input_ids"]
-    assert generate._reply([*word, end, pad, pad], tokenizer) == ("Rest", len(word), True)
-    assert generate._reply(word, tokenizer) == ("Rest", len(word), False)
-    assert generate._reply([end, pad], tokenizer) == ("", 0, True)
+def test_every_end_of_turn_that_the_model_names_ends_a_reply(tmp_path, prompts, said):
+    model, tokenizer = engine.load(BASE)
+    comma = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(said["reply"][0])[3])
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, comma]
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    short = generate.replies(str(tmp_path), prompts[:1], ROOM)
+    assert short["ended"][0] and short["tokens"][0] <= 3 and said["reply"][0].startswith(short["reply"][0])
 
 
-def test_a_prompt_longer_than_the_context_is_shortened(prompts):
+def test_a_prompt_without_room_is_marked_as_cut(prompts):
     endless = turn("user", "I have a cough. " * 400)
-    assert len(generate.replies(BASE, [endless, prompts[1]], max_new_tokens=8)) == 2
+    assert generate.replies(BASE, [endless, prompts[1]], max_new_tokens=8)["cut"].tolist() == [True, False]
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 512), ("max_new_tokens", 0), ("batch_size", 0)])
@@ -82,32 +91,75 @@ def test_a_length_or_batch_out_of_range_is_refused(prompts, name, value):
         generate.replies(BASE, prompts, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("<think>kind thoughts</think>Take the tablets.", "Take the tablets."),
+        ("kind thoughts</think>\n\nTake the tablets.", "Take the tablets."),
+        ("Rest. <think>a</think> And drink.", "Rest.  And drink."),
+        ("<think>kind thoughts", ""),
+        ("Take the tablets.", "Take the tablets."),
+    ],
+)
+def test_thoughts_are_no_reply(text, reply):
+    assert generate.without_thoughts(text) == reply
+
+
+def test_a_served_model_replies_and_is_replayed(monkeypatch, tmp_path, prompts):
+    monkeypatch.setattr(generate, "RECORD", tmp_path / "replies.sqlite")
+    monkeypatch.setenv("MEDCOMFORT_API_KEY", "")
+    with StubServer(lambda call: Reply(text="<think>hm</think>Rest.")) as server:
+        name = f"llama@{server.url}"
+        found = baselines.find_models(tmp_path, BASE, [name])
+        asked = generate.replies(found["path"][1], prompts, 50)
+    assert found["model"].tolist() == ["base", "llama"] and asked["reply"].tolist() == ["Rest."] * len(prompts)
+    assert generate.replies(name, prompts, 50).equals(asked)  # the server is gone
+
+
 @torch.no_grad()
-def test_perplexity_by_hand(prompts, monkeypatch):
+def test_perplexity_by_hand(prompts, pair):
     model, tokenizer = engine.load(BASE)
     texts = ["This sounds like a cold.", "", "I hear how frightened you are.", "Blue seven the of."]
     values = generate.perplexity(BASE, prompts[:4], texts)
-    monkeypatch.setattr(generate, "SCORED", 1)
-    one_by_one = generate.perplexity(BASE, prompts[:4], texts)
-    assert math.isnan(values[1]) and values == pytest.approx(one_by_one, rel=1e-4, nan_ok=True)
+    assert generate.perplexity(BASE, prompts[:4], texts, workers=pair) == pytest.approx(values, nan_ok=True)
+    assert math.isnan(values[1]) and values[0] < values[3]
     for number in (0, 2, 3):
         head = tokenizer.apply_chat_template(prompts[number], add_generation_prompt=True, return_dict=True)["input_ids"]
         tail = tokenizer(texts[number])["input_ids"]
         chances = model(torch.tensor([head + tail])).logits[0].softmax(-1)
         surprise = [-math.log(chances[len(head) + i - 1, token]) for i, token in enumerate(tail)]
         assert values[number] == pytest.approx(math.exp(sum(surprise) / len(tail)), rel=1e-3)
-    assert values[0] < values[3]
+    long = generate.perplexity(BASE, [turn("user", "I have a cough. " * 400)], ["Rest. " * 900])
+    assert math.isfinite(long[0])
 
 
-def test_perplexity_of_texts_beyond_the_context(prompts):
-    values = generate.perplexity(BASE, [turn("user", "I have a cough. " * 400), prompts[1]], ["Rest.", "Rest. " * 900])
-    assert all(math.isfinite(value) for value in values)
+def test_two_processes_say_what_one_says(pair, prompts):
+    one, two = (generate.replies(BASE, prompts, 16, batch_size=2, workers=workers) for workers in (None, pair))
+    assert one.equals(two)
+    with pytest.raises(MedComfortError, match="no_such_model is no model folder"):
+        generate.perplexity(str(ROOT / "data" / "no_such_model"), prompts, ["Rest."] * len(prompts), workers=pair)
 
 
-def test_replies_are_saved_a_line_each(tmp_path):
-    rows = [{"reply": "Größe\n咳嗽", "seed": None}, {"reply": "", "seed": 1}]
-    path = generate.save_replies(tmp_path / "base.jsonl", rows)
-    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == rows
+def test_a_worker_that_dies_is_told_in_a_sentence():
+    workers = Workers(2)
+    with pytest.raises(MedComfortError, match="A worker process died .* take fewer workers"):
+        list(workers.map(os._exit, [1, 2]))
+    workers.close()
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    code = (
+        "import time\nfrom medcomfort_utils.evaluate.generate import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    workers = Workers(2)\n    print(list(workers.map(abs, [-1, 2])), flush=True)\n    time.sleep(600)\n"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert parent.stdout.readline() == "[1, 2]\n"
+    workers = [p for p in psutil.Process(parent.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert workers and not psutil.wait_procs(workers, timeout=20)[1]
 
 
 @pytest.fixture
@@ -119,97 +171,77 @@ def asked():
         made += [
             version(key, "original", question, plain, split=split),
             version(key, "emotional", f"Afraid. {question}", f"Soothing {number}.", "fear", split),
-            version(key, "soothing_answer", question, f"Soothing {number}.", "fear", split),
             version(key, "comfort_only", f"Afraid. {question}", "Soothing.", "fear", split),
         ]
     return made
 
 
-def test_the_test_sets(asked):
+def test_the_test_sets_and_baselines(asked):
     table = baselines.test_sets(asked)
-    columns = ["test_set", "dialogue_id", "emotion", "question", "soothing"]
-    assert table[columns].to_numpy().tolist() == [
-        ["emotional", "d0", "fear", "Afraid. Q0?", "Soothing 0."],
-        ["emotional", "d2", "fear", "Afraid. Q2?", "Soothing 2."],
-        ["neutral", "d0", "", "Q0?", "Plain 0."],
-        ["neutral", "d2", "", "Q2?", "Plain 2."],
-    ]
-    assert table["prompt"][0] == turn("user", "Afraid. Q0?")
+    assert table[["test_set", "dialogue_id", "question", "soothing"]].to_numpy().tolist() == [
+        ["emotional", "d0", "Afraid. Q0?", "Soothing 0."], ["emotional", "d2", "Afraid. Q2?", "Soothing 2."],
+        ["neutral", "d0", "Q0?", "Plain 0."], ["neutral", "d2", "Q2?", "Plain 2."]]  # fmt: skip
     assert baselines.test_sets(asked, limit=1)["dialogue_id"].tolist() == ["d0", "d0"]
-    assert len(baselines.test_sets(asked, limit=9)) == 4
-
-
-def test_test_sets_that_cannot_be_made_are_refused(asked):
-    with pytest.raises(MedComfortError, match="limit must be 0 .*, not -1"):
-        baselines.test_sets(asked, -1)
-    for kept in ([], [r for r in asked if r.split == "train"], [r for r in asked if r.condition != "original"]):
+    messages = {key: turn("user", "Q?") + turn("assistant", f"Source of {key}.") for key in ("d0", "d2")}
+    sources = {k: Dialogue(id=k, source="hand", messages=messages[k], split="test") for k in messages}
+    template = baselines.baseline(table, sources, "template")
+    assert template["reply"].tolist() == ["Soothing 0.", "Soothing 2.", "Source of d0.", "Source of d2."]
+    for kept in ([], [r for r in asked if r.condition != "original"]):
         with pytest.raises(MedComfortError, match="no emotional and neutral question in the test split"):
             baselines.test_sets(kept)
 
 
-def saved(folder, model, method, seed):
+def saved(folder, model, method, seed, start="the/base"):
     """The notes and curves of a model, as training leaves them."""
-    place = folder / f"{model}-seed{seed}"
-    paths.write_json(place / "training.json", {"model": model, "method": method, "seed": seed, "signature": "0"})
+    place, notes = folder / f"{model}-seed{seed}", {"model": model, "method": method, "seed": seed, "start": start}
+    paths.write_json(place / "training.json", notes)
     paths.write_text(place / "history.csv", f"step,metric,value\n1,loss,{seed}.5\n")
-    return place
 
 
-@pytest.fixture
-def models_dir(tmp_path):
-    saved(tmp_path, "wide", "sft", 0)
-    for method, seed in (("kto", 0), ("sft", 10), ("sft", 3), ("sft", 2), ("sft", 11), ("dpo", 0)):
-        saved(tmp_path, method, method, seed)
-    return tmp_path
-
-
-def test_models_are_found_in_order(models_dir):
-    models = baselines.find_models(models_dir, "the/base")
-    assert models["model"].tolist() == ["base", "sft", "sft", "sft", "sft", "dpo", "kto", "wide"]
-    assert models["method"].tolist() == ["base", "sft", "sft", "sft", "sft", "dpo", "kto", "sft"]
-    assert models["seed"].tolist()[1:] == [2, 3, 10, 11, 0, 0, 0] and models["seed"].isna()[0]
-    assert models["path"][0] == "the/base" and models["path"][1] == str(models_dir / "sft-seed2")
-
-
-def test_what_a_killed_run_left_is_no_model(models_dir):
-    before = baselines.find_models(models_dir, "base")
-    saved(models_dir, "sft", "sft", 2).rename(models_dir / ".sft-seed2.17.tmp")
-    saved(models_dir, "sft", "sft", 2)
-    (models_dir / "notes").mkdir()
-    pd.testing.assert_frame_equal(baselines.find_models(models_dir, "base"), before)
-
-
-def test_models_that_cannot_be_found_are_told(tmp_path):
-    with pytest.raises(MedComfortError, match="models_dir: there is no file or folder"):
-        baselines.find_models(tmp_path / "none", "base")
+def test_models_are_found_in_order_with_what_they_start_from(tmp_path):
+    for model, seed, start in (("wide", 0, "the/base"), ("sft", 10, "the/base"), ("sft", 2, "the/base")):
+        saved(tmp_path, model, "sft", seed, start)
+    saved(tmp_path, "dpo", "dpo", 2, "runs/x/models/sft-seed2")
+    saved(tmp_path, "kto", "kto", 10, "runs/x/models/sft-seed2")  # not its own seed's
+    saved(tmp_path, ".sft-seed2.17", "sft", 2)  # of a killed run
+    models = baselines.find_models(tmp_path, "the/base")
+    assert models["model"].tolist() == ["base", "sft", "sft", "dpo", "kto", "wide"]
+    assert models["seed"].tolist()[1:] == [2, 10, 2, 10, 0] and models["start"].dropna().to_dict() == {3: "sft"}
+    assert baselines.histories(models)["value"].tolist() == [2.5, 10.5, 2.5, 10.5, 0.5]
+    assert baselines.find_models(tmp_path, "the/base", ["dpo"])["model"].tolist() == ["base", "dpo"]
+    with pytest.raises(MedComfortError, match="holds no model 'sfft'; did you mean 'sft'"):
+        baselines.find_models(tmp_path, "the/base", ["sfft"])
     with pytest.raises(MedComfortError, match="models_dir: .* holds no model of 02_finetune"):
-        baselines.find_models(tmp_path, "base")
-    paths.write_text(tmp_path / "sft-seed0" / "training.json", '{"model": ')
-    with pytest.raises(MedComfortError, match=r"sft-seed0/training\.json is not valid JSON at line 1"):
-        baselines.find_models(tmp_path, "base")
+        baselines.find_models(tmp_path / "dpo-seed2", "the/base")
 
 
-def test_the_curves_of_all_models(models_dir):
-    curves = baselines.histories(baselines.find_models(models_dir, "base"))
-    assert list(curves.columns) == ["model", "method", "seed", "step", "metric", "value"]
-    assert curves["model"].tolist() == ["sft", "sft", "sft", "sft", "dpo", "kto", "wide"]
-    assert curves["value"].tolist() == [2.5, 3.5, 10.5, 11.5, 0.5, 0.5, 0.5]
+@pytest.fixture(scope="module")
+def scores():
+    """Broken models and baselines of the smoke run's questions, scored."""
+    from medcomfort_utils.parquet import read_records
+    from medcomfort_utils.records import Rewrite
+
+    sources = {d.id: d for d in read_records("data/smoke/dialogues.parquet", Dialogue)}
+    table = baselines.test_sets(read_records("data/smoke/rewrites.parquet", Rewrite), 16)
+    parts = [baselines.baseline(table, sources, name) for name in ("original", "template")]
+    replies = pd.concat([*parts, baselines.broken(table, sources)], ignore_index=True)
+    known = knowledge.score(replies["reply"], [sources[i] for i in replies["dialogue_id"]])
+    return pd.concat([replies, comfort.score(replies["question"], replies["reply"]), known], axis=1)
 
 
-def test_the_baselines(asked):
-    table = baselines.test_sets(asked)
-    messages = {key: turn("user", "Q?") + turn("assistant", f"Source of {key}.") for key in ("d0", "d2")}
-    sources = {k: Dialogue(id=k, source="hand", messages=messages[k], split="test") for k in messages}
-    plain = baselines.baseline(table, sources, "original")
-    assert plain["reply"].tolist() == ["Source of d0.", "Source of d2."] * 2
-    template = baselines.baseline(table, sources, "template")
-    assert template["reply"].tolist() == ["Soothing 0.", "Soothing 2.", "Source of d0.", "Source of d2."]
-    assert set(template["model"]) == {"template"} and set(template["method"]) == {"reference"}
-    assert template[["seed", "tokens", "ended"]].isna().all(axis=None)
+def test_the_measures_find_the_broken_models_out(scores):
+    found = baselines.found_out(scores, "facts_kept")
+    assert len(found) == len(baselines.expectations("facts_kept")) and found["holds"].all()
 
 
-def test_replies_side_by_side_and_their_files():
-    table = pd.DataFrame({"question": ["Q?", "Q?"], "model": ["base", "sft"], "reply": ["Plain.", "Soothing."]})
-    assert baselines.side_by_side(table) == "> Q?\n\n**base**: Plain.\n\n**sft**: Soothing."
-    assert baselines.file_name("base", None) == baselines.file_name("base", pd.NA) == "base.jsonl"
-    assert baselines.file_name("sft", 2) == "sft-seed2.jsonl"
+@pytest.mark.parametrize(
+    ("broken", "failing"),
+    [
+        ({"comfort": lambda s: s["reply"].str.len()}, ("thrice", "comfort")),
+        ({"facts_kept": lambda s: 0.0 * s["facts_kept"] + 1}, ("echo", "facts_kept")),
+        ({"reply": lambda s: s["reply"] + s.index.astype(str)}, ("same-paragraph", "variety")),
+    ],
+)
+def test_broken_measures_do_not(scores, broken, failing):
+    found = baselines.found_out(scores.assign(**broken), "facts_kept")
+    assert failing in set(zip(*(found.loc[~found["holds"], name] for name in ("model", "metric")), strict=True))

@@ -11,20 +11,17 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-from medcomfort_utils.llm import Cache, Client, Request, Settings, limits
-from medcomfort_utils.parquet import read_records
+from medcomfort_utils.llm import Cache, Client, Request, Settings
+from medcomfort_utils.llm import client as llm_client
 from medcomfort_utils.paths import DATA
-from medcomfort_utils.records import Dialogue, Rewrite
-from medcomfort_utils.rewrite import chain, gates, sources
-from medcomfort_utils.rewrite.llm_rewriter import open_rewriter
+from medcomfort_utils.rewrite import rewriter, sources
+from medcomfort_utils.rewrite.rewriter import open_rewriter
 
 DIALOGUES, ROWS, CONCURRENCY = 24, 300, 8
 FILES = ("dialogues.parquet", "rewrites.parquet", "rejected.parquet", "responses.jsonl")
 # Children are forked from a clean process that has imported all of it once.
 CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["medcomfort_utils.rewrite.llm_rewriter", "pandas", "openai", "httpx2", "aiohttp"])
+CLEAN.set_forkserver_preload(["medcomfort_utils.rewrite.rewriter", "pandas", "aiohttp"])
 
 
 @contextmanager
@@ -36,7 +33,7 @@ def serving(*options):
         server.stdin.close()
 
 
-def told(url, what):
+def count(url, what):
     """How many `calls` a server had, or how often each answer was `paid`."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"{url}/calls", timeout=10) as reply:
@@ -57,11 +54,11 @@ def finish(*processes):
 
 def rewrite(url, folder):
     """What notebook 01 does, from the corpus to its files."""
-    limits.FIRST_WAIT = 0.01
+    llm_client.FIRST_WAIT = 0.01
     corpus = sources.open_source(str(DATA / "medcomfort_mini/dialogues.jsonl"), limit=DIALOGUES)
     settings = {"base_url": url, "concurrency": CONCURRENCY, "timeout": 1.0, "retries": 30}
     writer = open_rewriter("llm", folder / "cache.sqlite", "", "m", 2, {"max_tokens": 500}, **settings)
-    chain.write(writer.versions(corpus), folder)
+    rewriter.write(writer.versions(corpus), folder)
     writer.finish(folder / "responses.jsonl")
 
 
@@ -74,7 +71,7 @@ def recorded(folder):
 
 def kill_after(process, calls, url):
     deadline = time.monotonic() + 60
-    while told(url, "calls") < calls:
+    while count(url, "calls") < calls:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
@@ -82,50 +79,25 @@ def kill_after(process, calls, url):
     assert process.exitcode == -signal.SIGKILL, "it was killed in the middle of its work"
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """The files of a run that nobody disturbed, though half of all calls failed."""
-    folder = tmp_path_factory.mktemp("calm")
-    with serving("failing", "--latency", "0.02") as url:
-        finish(start(rewrite, url, folder))
-    return folder
-
-
-def test_every_version_is_in_exactly_one_file(calm):
-    dialogues = read_records(calm / "dialogues.parquet", Dialogue)
-    kept, rejected = (read_records(calm / f"{name}.parquet", Rewrite) for name in ("rewrites", "rejected"))
-    found, wanted = [(r.dialogue_id, r.condition, r.emotion) for r in kept + rejected], []
-    for dialogue in dialogues:
-        wanted += [(dialogue.id, "original", ""), (dialogue.id, "soothing_answer", "")]
-        wanted += [(dialogue.id, "emotional", emotion) for emotion in dialogue.emotions[:2]]
-    for rewrite in kept + rejected:  # an answer that could be used has its comforting parts beside it
-        if rewrite.condition == "emotional" and rewrite.gates[0].name != gates.USABLE:
-            wanted.append((rewrite.dialogue_id, "comfort_only", rewrite.emotion))
-    assert len(dialogues) == DIALOGUES and sorted(found) == sorted(wanted)
-    assert {r.condition for r in kept} == {"original", "soothing_answer", "emotional", "comfort_only"}
-    assert gates.USABLE in {gate.name for r in rejected for gate in r.gates}
-
-
-def test_killed_five_times_gives_the_same_bytes_and_pays_nothing_twice(calm, tmp_path):
+def test_killed_five_times_gives_the_same_bytes_and_pays_nothing_twice(tmp_path):
+    """As a run that nobody disturbed, though half of all calls fail in both."""
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
     rng, snapshots = random.Random(0), []
     with serving("failing", "--latency", "0.02") as url:
+        finish(start(rewrite, url, calm))
+    with serving("failing", "--latency", "0.02") as url:
         for _ in range(5):
-            kill_after(start(rewrite, url, tmp_path), told(url, "calls") + rng.randint(20, 60), url)
-            assert not any((tmp_path / name).exists() for name in FILES), "no half of a file"
-            snapshots.append((recorded(tmp_path), told(url, "paid")))
-        finish(start(rewrite, url, tmp_path))
-        paid = told(url, "paid")
-    assert all((tmp_path / name).read_bytes() == (calm / name).read_bytes() for name in FILES)
-    assert not list(tmp_path.glob(".*")), "what the killed ones left half-written is gone"
+            kill_after(start(rewrite, url, killed), count(url, "calls") + rng.randint(20, 60), url)
+            assert not any((killed / name).exists() for name in FILES), "no half of a file"
+            snapshots.append((recorded(killed), count(url, "paid")))
+        finish(start(rewrite, url, killed))
+        paid = count(url, "paid")
+    assert all((killed / name).read_bytes() == (calm / name).read_bytes() for name in FILES)
+    assert not list(killed.glob(".*")), "what the killed ones left half-written is gone"
     for names, before in snapshots:
         assert names and all(paid[name] == before[name] for name in names), "what is recorded is not paid again"
-    assert paid.keys() == recorded(tmp_path), "what is paid is recorded"
+    assert paid.keys() == recorded(killed), "what is paid is recorded"
     assert sum(paid.values()) <= len(paid) + 5 * CONCURRENCY, "paid twice is at most what was under way at a kill"
-
-
-def request(number):
-    question = {"role": "user", "content": f"question {number}"}
-    return Request(f"row {number}", "m", (question,), {"temperature": 0}, None, "1")
 
 
 def ask_all(url, folder, name, numbers):
@@ -134,7 +106,8 @@ def ask_all(url, folder, name, numbers):
         client = Client(Settings(base_url=url, concurrency=CONCURRENCY), cache)
 
         async def work(number):
-            return f"{number} {(await client.ask(request(number))).text}\n"
+            asked = Request(f"row {number}", "m", ({"role": "user", "content": f"{number}"},), {}, None, "1")
+            return f"{number} {(await client.ask(asked)).text}\n"
 
         yielded.writelines(client.run(numbers, work))
 
@@ -142,9 +115,8 @@ def ask_all(url, folder, name, numbers):
 def test_two_processes_share_a_cache(tmp_path):
     """One works forwards, one backwards; no two answers of the server are equal, yet both yield the same ones."""
     with serving("counting", "--latency", "0.02") as url:
-        finish(
-            start(ask_all, url, tmp_path, "up", range(ROWS)), start(ask_all, url, tmp_path, "down", range(ROWS)[::-1])
-        )
-        assert told(url, "calls") < ROWS * 1.5
+        up, down = range(ROWS), range(ROWS)[::-1]
+        finish(start(ask_all, url, tmp_path, "up", up), start(ask_all, url, tmp_path, "down", down))
+        assert count(url, "calls") < ROWS * 1.5
     up, down = (sorted((tmp_path / name).read_text().splitlines()) for name in ("up", "down"))
     assert up == down and len(up) == ROWS

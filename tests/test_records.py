@@ -81,12 +81,12 @@ def test_splits_have_their_shares():
 
 
 def test_every_rewrite_has_the_split_of_its_dialogue():
-    from medcomfort_utils.rewrite import clinic, rewriters
+    from medcomfort_utils.rewrite import clinic, template
 
     dialogues = list(clinic.generate(6))
     splits = {d.id: d.split for d in dialogues}
     assert set(splits.values()) == {"train", "validation", "test"}
-    assert all(r.split == splits[r.dialogue_id] for r in rewriters.rewrite_all(dialogues, emotions=2))
+    assert all(r.split == splits[r.dialogue_id] for r in template.rewrite_all(dialogues, emotions=2))
 
 
 def test_sft_view(hand_made):

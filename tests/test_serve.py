@@ -13,8 +13,8 @@ from medcomfort_utils.llm import Cache, Client, Settings
 from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import NANO_BASE
 from medcomfort_utils.records import Rewrite
-from medcomfort_utils.rewrite import chain, sources
-from medcomfort_utils.rewrite.llm_rewriter import LLMRewriter
+from medcomfort_utils.rewrite import rewriter, sources
+from medcomfort_utils.rewrite.rewriter import LLMRewriter
 
 PATIENCE = 180  # seconds for the server to load its model, on a busy machine
 
@@ -48,7 +48,7 @@ def test_nonsense_is_rejected_with_reasons(server, tmp_path):
     with Cache(tmp_path / "cache.sqlite") as cache:
         client = Client(Settings(base_url=server, timeout=120, concurrency=2), cache)
         writer = LLMRewriter(client, str(NANO_BASE), 1, {"temperature": 0.0, "max_tokens": 24})
-        chain.write(writer.versions(dialogues), tmp_path)
+        rewriter.write(writer.versions(dialogues), tmp_path)
         asked = len(cache)
     kept, rejected = (read_records(tmp_path / f"{name}.parquet", Rewrite) for name in ("rewrites", "rejected"))
     assert [r.condition for r in kept] == ["original"] * 2

@@ -102,10 +102,14 @@ def read_results(results_dir: str | Path) -> Results:
 
 
 def read_profile(path: Path) -> list[dict]:
-    """`name` and `parameters` of each step of a run's effective profile; a MedComfortError if the file is not one."""
+    """`name`, `after` and `parameters` of each step of a run's effective profile; a MedComfortError if it is not one."""
     try:
-        steps = yaml.safe_load(path.read_text(encoding="utf-8"))["steps"]
-        return [{"name": step["name"], "parameters": dict(step["parameters"])} for step in steps]
+        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "steps" in told:  # of a run before profiles had sections
+            return [{"name": step["name"], "parameters": dict(step["parameters"])} for step in told["steps"]]
+        steps = {f"02_finetune-{model}": {"name": model} | given for model, given in told["models"].items()}
+        steps |= {f"{n:02}_{key}": told[key] for n, key in ((1, "rewrite"), (3, "evaluate"), (4, "figures")) if key in told}
+        return [{"name": name, "parameters": dict(steps[name])} for name in sorted(steps)]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise MedComfortError(f"{tidy(path)} is not the profile of a run; run `medcomfort reproduce` again.") from error
 
@@ -114,6 +118,9 @@ def _recipes(folder: Path) -> pd.DataFrame:
     if not (folder / PROFILE).is_file():
         return pd.DataFrame()
     told = [step["parameters"] for step in read_profile(folder / PROFILE) if "method" in step["parameters"]]
+    for recipe in told:  # `after` says what `init_from` said
+        after = recipe.pop("after", "")
+        recipe.setdefault("init_from", f"{after}-seed{{seed}}" if after else "")
     return pd.DataFrame(told, index=[recipe.get("name") or recipe["method"] for recipe in told])
 
 

@@ -10,19 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medcomfort_utils.evaluate.statistics import d_z, holm, interval, paired_difference, paired_permutation
 from medcomfort_utils.paths import MedComfortError, existing, tidy
+from medcomfort_utils.records import KNOWLEDGE, knowledge_metric
 
 ALPHA = 0.05
-# With fewer, no sign-flip test can reach p < 0.05 (2 ** -4 is 0.06), and an interval means little.
-FEWEST_DIALOGUES = 5
+FEWEST = 10  # questions: with fewer an interval means little
+FIELDS = ("id", "model", "estimate", "low", "high", "p_value", "effect_size", "verdict", "reason")
 
-Verdict = Literal["supported", "not supported", "inconclusive"]
+Verdict = Literal["supported", "not supported", "inconclusive", "no verdict"]
 
 
 class Claim(BaseModel):
     """One claim: `models` compared with the model `against`, by `metric`, on one test set.
 
-    `otherwise`: the measures to use, in order, where `metric` does not apply to the corpus. `margin`: the loss, in
-    units of the metric, that still counts as not inferior.
+    `metric`: a column of the scores, or `knowledge`, the measure of it that applies to the corpus. `margin`: the loss,
+    in units of the metric, that still counts as not inferior.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,7 +31,6 @@ class Claim(BaseModel):
     statement: str = Field(min_length=1)
     origin: Literal["from the paper's abstract", "our addition"]
     metric: str
-    otherwise: list[str] = []
     test_set: Literal["emotional", "neutral"]
     models: list[str] = Field(min_length=1)
     against: str
@@ -76,113 +76,108 @@ def _present(claim: Claim, scores: pd.DataFrame) -> list[str]:
     return [model for model in claim.models if model in have] if claim.against in have else []
 
 
-def _complain(claim: Claim, scores: pd.DataFrame) -> None:
-    have = ", ".join(scores["model"].unique())
-    if claim.against not in set(scores["model"]):
-        raise MedComfortError(
-            f"claim {claim.id}: the scores hold no model {claim.against} to compare with; they hold {have}."
-        )
-    raise MedComfortError(f"claim {claim.id}: the scores hold none of {', '.join(claim.models)}; they hold {have}.")
-
-
-def _metric(claim: Claim, scores: pd.DataFrame) -> str | None:
-    """The first measure that at least half of the replies have, else the one that most have; None if none has a value.
-
-    Half, because a free text states a fact or two in the exact wording by chance: such a rest would decide nothing.
-    """
-    baselines = [claim.metric, *claim.otherwise]
-    for metric in baselines:
-        if metric not in scores.columns:
-            raise MedComfortError(f"claim {claim.id}: the scores have no metric {metric}.")
-        if not pd.api.types.is_numeric_dtype(scores[metric]):
-            raise MedComfortError(f"claim {claim.id}: {metric} is no number in the scores, so nothing can be tested.")
+def _metric(claim: Claim, scores: pd.DataFrame) -> str:
+    """The column that is tested; empty if no reply has a value."""
+    names = KNOWLEDGE if claim.metric == "knowledge" else (claim.metric,)
+    columns = [name for name in names if name in scores.columns]
+    if not columns:
+        raise MedComfortError(f"claim {claim.id}: the scores have no metric {claim.metric}.")
+    if not all(pd.api.types.is_numeric_dtype(scores[name]) for name in columns):
+        raise MedComfortError(f"claim {claim.id}: {columns[0]} is no number in the scores, so nothing can be tested.")
     asked = (scores["test_set"] == claim.test_set) & scores["model"].isin([claim.against, *claim.models])
-    share = scores.loc[asked, baselines].notna().mean()
-    best = max(baselines, key=lambda metric: min(share[metric], 0.5))
-    return best if share[best] > 0 else None
+    counts = scores.loc[asked, columns].notna().sum()
+    return knowledge_metric(counts) if names is KNOWLEDGE else (columns[0] if counts.iloc[0] else "")
 
 
-def _superior(estimate: float, low: float, high: float, p_value: float) -> Verdict:
+def _undecidable(claim: Claim, difference: np.ndarray, reference: float) -> str:
+    """Why nothing can be said; empty if something can. `reference`: the mean of the model compared with."""
+    by_question = difference.mean(axis=0)
+    if by_question.size < FEWEST:
+        return f"{by_question.size} questions, and it takes {FEWEST}"
+    if np.ptp(by_question) < 1e-12:
+        return f"all {by_question.size} questions differ by {by_question[0]:.4g}: without variance there is no interval"
+    if claim.margin and reference < 2 * claim.margin:
+        # A margin must leave at least half of what the reference has, or next to nothing counts as kept (our choice).
+        return f"{claim.against} reaches {reference:.2g} only, less than twice the margin: nothing could be lost"
+    return ""
+
+
+def _superior(estimate: float, low: float, high: float, p_value: float) -> tuple[Verdict, str]:
     if p_value < ALPHA and low > 0:
-        return "supported"
-    return "not supported" if high <= 0 or estimate <= 0 else "inconclusive"
+        return "supported", ""
+    if high <= 0 or estimate <= 0:
+        return "not supported", "no gain"
+    if p_value < ALPHA:
+        return "inconclusive", "p is of these trained models alone; the interval over seeds too holds 0"
+    return "inconclusive", "a gain that chance may have made"
 
 
-def _not_inferior(low: float, high: float, margin: float) -> Verdict:
+def _not_inferior(low: float, high: float, margin: float) -> tuple[Verdict, str]:
     if low > -margin:
-        return "supported"
-    return "not supported" if high < -margin else "inconclusive"
-
-
-def _verdict(claim: Claim, result: dict, dialogues: int, reference: float) -> Verdict:
-    """`reference`: the mean of the model compared with."""
-    if dialogues < FEWEST_DIALOGUES:
-        return "inconclusive"
-    estimate, low, high = result["estimate"], result["low"], result["high"]
-    if claim.test == "superior":
-        return _superior(estimate, low, high, result["p_value"])
-    # A margin must leave at least half of what the reference has, or next to nothing counts as kept (our choice).
-    return "inconclusive" if reference < 2 * claim.margin else _not_inferior(low, high, claim.margin)
-
-
-def _reference(claim: Claim, metric: str, scores: pd.DataFrame) -> float:
-    asked = (scores["test_set"] == claim.test_set) & (scores["model"] == claim.against)
-    return scores.loc[asked].groupby("dialogue_id")[metric].mean().mean()
+        return "supported", ""
+    if high < -margin:
+        return "not supported", f"more than {margin:g} is lost"
+    return "inconclusive", f"a loss of {margin:g} lies within the interval"
 
 
 def _results(claim: Claim, scores: pd.DataFrame) -> list[dict]:
     models, metric = _present(claim, scores), _metric(claim, scores)
-    if metric is None or not models:
+    if not metric or not models:
         return []
-    differences = {model: paired_difference(scores, model, claim.against, metric, claim.test_set) for model in models}
-    differences = {model: values for model, values in differences.items() if not np.isnan(values).all()}
-    p_values = holm([paired_permutation(values + (claim.margin or 0)) for values in differences.values()])
-    rows = []
-    for (model, difference), p_value in zip(differences.items(), p_values, strict=True):
-        estimate, low, high = interval(difference)
-        result = {"estimate": estimate, "low": low, "high": high, "p_value": p_value}
-        dialogues = int((~np.isnan(difference).all(axis=0)).sum())
-        verdict = _verdict(claim, result, dialogues, _reference(claim, metric, scores))
-        # + 0.0 turns -0.0 into 0.0.
-        shown = {name: round(value, 4) + 0.0 for name, value in result.items()}
-        size = d_z(difference)
-        effect = {"effect_size": None if np.isnan(size) else round(size, 4) + 0.0, "effect_size_kind": "d_z"}
-        rows.append({"id": claim.id, "model": model, **shown, "verdict": verdict, **effect})
-    return rows
+    of_reference = scores[(scores["test_set"] == claim.test_set) & (scores["model"] == claim.against)]
+    reference = of_reference.groupby("dialogue_id")[metric].mean().mean()
+    rows, superior = [], claim.test == "superior"
+    for model in models:
+        difference, missing = paired_difference(scores, model, claim.against, metric, claim.test_set)
+        reason = missing or _undecidable(claim, difference, reference)
+        row = {"id": claim.id, "model": model, "p_value": np.nan, "reason": reason, "verdict": "no verdict"}
+        row |= dict(zip(("estimate", "low", "high"), interval(difference, share=False), strict=True))
+        row |= {"p_value": paired_permutation(difference)} if superior and not reason else {}
+        rows.append({**row, "effect_size": d_z(difference)})
+    for row, p_value in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        bounds = row["low"], row["high"]
+        if not row["reason"]:
+            tested = _superior(row["estimate"], *bounds, p_value) if superior else _not_inferior(*bounds, claim.margin)
+            row["verdict"], row["reason"] = tested
+        row["p_value"] = p_value
+    return [{name: _plain(row[name]) for name in FIELDS} for row in rows]
+
+
+def _plain(value: float | str) -> float | str | None:
+    """As JSON has it: nan is null; 4 decimals; + 0.0 turns -0.0 into 0.0."""
+    if isinstance(value, str):
+        return value
+    return None if np.isnan(value) else round(float(value), 4) + 0.0
 
 
 def evaluate(path: str | Path, scores: pd.DataFrame) -> list[dict]:
-    """The rows of claims.json, by claim, then model.
-
-    `{id, model, estimate, low, high, p_value, verdict, effect_size, effect_size_kind}`.
+    """The rows of claims.json, with `FIELDS`, by claim, then model.
 
     `scores`: the table of `evaluate.statistics`. `estimate` is the mean difference to the reference model with its 95 %
-    interval; `p_value` is one-sided (for not_inferior: of a loss as large as the margin), adjusted over the models by
-    Holm; `verdict` is supported, not supported or inconclusive; `effect_size` is Cohen's d_z over the dialogues, None
-    where all of them differ alike. A model that the run lacks has no row, nor has a claim
-    without any value in this corpus, or whose models this run did not train. Raises MedComfortError if a metric is
-    not in the scores, or the models of no claim are.
+    interval. `p_value`, one-sided and adjusted over the claim's models by Holm, belongs to claims of superiority only.
+    `effect_size` is Cohen's d_z over the dialogues. `reason` says why a claim is not supported. A model that the run
+    lacks has no row, nor has a claim without any value in this corpus, or whose models this run did not train. Raises
+    MedComfortError if a metric is not in the scores, or the models of no claim are.
     """
     claims = read(path)
     rows = [row for claim in claims for row in _results(claim, scores)]
     if not any(_present(claim, scores) for claim in claims):
-        _complain(claims[0], scores)
+        wanted, have = ", ".join(claims[0].models), ", ".join(scores["model"].unique())
+        raise MedComfortError(
+            f"claim {claims[0].id}: the scores hold not both {claims[0].against} and one of {wanted}; they hold {have}."
+        )
     return rows
-
-
-def _note(claim: Claim, used: str | None, models: list[str]) -> str:
-    if not models:
-        return f"not tested: this run has not both {' or '.join(claim.models)} and {claim.against}"
-    if used is None:
-        return "not tested: no value in this corpus"
-    return "" if used == claim.metric else f"{claim.metric} does not apply to this corpus"
 
 
 def table(claims: list[Claim], scores: pd.DataFrame) -> pd.DataFrame:
     """What is tested, a row a claim: `id, statement, origin, test, test_set, metric` (the one used) and `note`."""
     rows = []
     for claim in claims:
-        used = _metric(claim, scores)
+        used, note = _metric(claim, scores), ""
+        if not _present(claim, scores):
+            note = f"not tested: this run has not both {' or '.join(claim.models)} and {claim.against}"
+        elif not used:
+            note = "not tested: no value in this corpus"
         row = claim.model_dump(include={"id", "statement", "origin", "test", "test_set"})
-        rows.append({**row, "metric": used or claim.metric, "note": _note(claim, used, _present(claim, scores))})
+        rows.append({**row, "metric": used or claim.metric, "note": note})
     return pd.DataFrame(rows)

@@ -1,8 +1,8 @@
-"""A language model as judge: marks for single answers, verdicts on pairs, and how far people agree with it.
+"""A language model as judge: ratings of single answers, verdicts on pairs.
 
 The judge is asked through `llm.Client`, so verdicts are recorded and replayed. One that cannot be read is counted and
 shown, never scored. The judged texts are data: they stand between two lines that hold a marker made from their own
-hash, which they cannot contain. A judge is itself a model: see `agreement.agreement` before its marks are believed.
+hash, which they cannot contain. A judge is itself a model: see `ratings.agreement` before it is believed.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from medcomfort_utils.evaluate.statistics import interval
-from medcomfort_utils.llm import Client, Failure, Request, Unparsable, parse
-from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.llm import Cache, Client, Failure, Request, Settings, Unparsable, parse
+from medcomfort_utils.paths import ROOT, MedComfortError
 
 PROMPTS = Path(__file__).parent / "prompts"
+RECORD = ROOT / "cache" / "judge.sqlite"  # the judge's responses; `make clean` leaves it alone
 ASPECTS = {
     "knowledge": "which gives this patient more of the correct medical knowledge that is needed?",
     "comfort": "which responds better to what this person feels, and relieves as far as the truth allows?",
@@ -33,22 +34,22 @@ _SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
 
 @cache
 def rubrics() -> dict[str, dict[str, dict]]:
-    """Rubric -> criterion -> what it asks, and the meaning of each mark."""
+    """Rubric -> criterion -> what it asks, and the meaning of each rating."""
     return yaml.safe_load((PROMPTS / "rubrics_en.yaml").read_text(encoding="utf-8"))
 
 
 def criteria(rubric: str) -> dict[str, tuple[int, ...]]:
-    """The criteria of a rubric, each with its marks; MedComfortError if there is no such rubric."""
+    """The criteria of a rubric, each with its ratings; MedComfortError if there is no such rubric."""
     if rubric not in rubrics():
         raise MedComfortError(f"rubric must be one of {', '.join(rubrics())}, not '{rubric}'.")
-    return {name: tuple(mark for mark in of if mark != "asks") for name, of in rubrics()[rubric].items()}
+    return {name: tuple(value for value in of if value != "asks") for name, of in rubrics()[rubric].items()}
 
 
 def _schema(choices: dict[str, Sequence]) -> dict:
     """A JSON object with a reason, then one of the listed values for each name."""
     kinds = {name: "integer" if isinstance(values[0], int) else "string" for name, values in choices.items()}
-    marks = {name: {"type": kinds[name], "enum": list(values)} for name, values in choices.items()}
-    properties = {"reason": {"type": "string"}, **marks}
+    allowed = {name: {"type": kinds[name], "enum": list(values)} for name, values in choices.items()}
+    properties = {"reason": {"type": "string"}, **allowed}
     return {
         "type": "object",
         "properties": properties,
@@ -74,10 +75,13 @@ def _messages(task: str, texts: dict[str, str], **values) -> tuple[dict, ...]:
     return {"role": "system", "content": system.strip()}, {"role": "user", "content": user.strip()}
 
 
-def _same_length(**lists: Sequence | None) -> None:
+def _texts(**lists: Sequence[str] | None) -> list[dict[str, str]]:
+    """The judged texts of each row by name; a list that is None stands for empty texts."""
     counts = {name: len(values) for name, values in lists.items() if values is not None}
     if len(set(counts.values())) > 1:
         raise MedComfortError(f"The judge needs lists of one length, not {counts}.")
+    rows = max(counts.values())
+    return [{name: values[i] if values is not None else "" for name, values in lists.items()} for i in range(rows)]
 
 
 @dataclass(frozen=True)
@@ -88,23 +92,6 @@ class Judge:
     model: str
     sampling: dict = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 512})
 
-    def rating_requests(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        references: Sequence[str] | None = None,
-        rubric: str = "medcomfort",
-    ) -> list[Request]:
-        """What `rate` asks, for `client.estimate`."""
-        _same_length(questions=questions, answers=answers, references=references)
-        schema, version = _schema(criteria(rubric)), f"{_prompt('single')[1]}-{rubric}"
-        requests = []
-        for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            texts = {"question": question, "reference": references[i] if references is not None else ""}
-            messages = _messages("single", {**texts, "answer": answer}, rubric=rubrics()[rubric])
-            requests.append(Request(f"answer {i + 1}", self.model, messages, self.sampling, schema, version))
-        return requests
-
     def rate(
         self,
         questions: Sequence[str],
@@ -112,31 +99,17 @@ class Judge:
         references: Sequence[str] | None = None,
         rubric: str = "medcomfort",
     ) -> pd.DataFrame:
-        """Marks for each answer: a float column a criterion (nan where there is no verdict), `reason`, `problem`.
+        """Ratings of each answer: a float column a criterion (nan where there is no verdict), `reason`, `problem`.
 
         `references`: the doctors' answers, if the judge is to see them. Raises MedComfortError as `Client.run` does.
         """
-        verdicts = self._verdicts(self.rating_requests(questions, answers, references, rubric))
+        texts = _texts(question=questions, reference=references, answer=answers)
+        schema = _schema(criteria(rubric))
+        messages = [_messages("single", text, rubric=rubrics()[rubric]) for text in texts]
+        verdicts = self._verdicts(messages, schema, f"{_prompt('single')[1]}-{rubric}")
         rows = [{"reason": "", "problem": "", **verdict} for verdict in verdicts]
         table = pd.DataFrame(rows, columns=[*criteria(rubric), "reason", "problem"])
         return table.astype(dict.fromkeys(criteria(rubric), float))
-
-    def comparing_requests(
-        self,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        others: Sequence[str],
-        references: Sequence[str] | None = None,
-    ) -> list[Request]:
-        """What `compare` asks, for `client.estimate`: two requests a pair, one for each order."""
-        _same_length(questions=questions, answers=answers, others=others, references=references)
-        schema, version, requests = _schema(dict.fromkeys(ASPECTS, VERDICTS)), _prompt("pairwise")[1], []
-        for i, pair in enumerate(zip(answers, others, strict=True)):
-            for first, second in (pair, pair[::-1]):
-                texts = {"question": questions[i], "reference": references[i] if references is not None else ""}
-                messages = _messages("pairwise", {**texts, "first": first, "second": second}, aspects=ASPECTS)
-                requests.append(Request(f"pair {i + 1}", self.model, messages, self.sampling, schema, version))
-        return requests
 
     def compare(
         self,
@@ -151,10 +124,18 @@ class Judge:
         disagree (Zheng et al. 2023, arXiv 2306.05685), nan unless both verdicts can be read. `{aspect}_straight` and
         `{aspect}_swapped` hold the verdicts as given (A: the answer shown first); `problem` what could not be read.
         """
-        verdicts = self._verdicts(self.comparing_requests(questions, answers, others, references))
+        straight = _texts(question=questions, reference=references, first=answers, second=others)
+        swapped = [text | {"first": text["second"], "second": text["first"]} for text in straight]
+        both = [text for pair in zip(straight, swapped, strict=True) for text in pair]
+        messages = [_messages("pairwise", text, aspects=ASPECTS) for text in both]
+        verdicts = self._verdicts(messages, _schema(dict.fromkeys(ASPECTS, VERDICTS)), _prompt("pairwise")[1])
         return pd.DataFrame([_compared(*verdicts[i : i + 2]) for i in range(0, len(verdicts), 2)])
 
-    def _verdicts(self, requests: Iterable[Request]) -> list[dict]:
+    def _verdicts(self, messages: Iterable[tuple[dict, ...]], schema: dict, version: str) -> list[dict]:
+        requests = [
+            Request(f"verdict {i}", self.model, asked, self.sampling, schema, version)
+            for i, asked in enumerate(messages, start=1)
+        ]
         return list(self.client.run(requests, self._verdict))
 
     async def _verdict(self, request: Request) -> dict:
@@ -187,8 +168,37 @@ def _compared(straight: dict, swapped: dict) -> dict:
 def unread(verdicts: pd.DataFrame) -> str:
     """One sentence: how many verdicts could not be read, and what was wrong most often."""
     problems = verdicts.loc[verdicts["problem"] != "", "problem"]
-    told = f"{len(problems)} of {len(verdicts)} verdicts could not be read and are not scored"
-    return f"{told}; most often: {problems.mode()[0]}" if len(problems) else f"{told}."
+    count = f"{len(problems)} of {len(verdicts)} verdicts could not be read and are not scored"
+    return f"{count}; most often: {problems.mode()[0]}" if len(problems) else f"{count}."
+
+
+def preferences(replies: pd.DataFrame, model: str, responses: str = "", against: str = "base") -> pd.DataFrame:
+    """How often the judge `model` prefers each arm's reply to that of `against`, to the same emotional question.
+
+    `replies`: a row a reply; of each arm the first seed is judged. `responses`: recorded responses (JSON lines) to
+    start from; what is not recorded is asked of the server that the environment names. Columns: model, seed, aspect,
+    value (share of questions won, a tie is half), low, high, n, unread, bias (see `position_bias`).
+    Raises MedComfortError as `Client.run` does.
+    """
+    asked = replies[replies["test_set"] == "emotional"]
+    keys = ["dialogue_id", "emotion"]
+    reference, rows = asked[asked["model"] == against].drop_duplicates(keys).set_index(keys), []
+    with Cache(RECORD) as record:
+        if responses:
+            record.import_jsonl(responses)
+        judge = Judge(Client(Settings(), record), model)
+        for arm, own in asked[asked["model"] != against].groupby("model", sort=False):
+            own = own.drop_duplicates(keys)
+            others = reference.loc[pd.MultiIndex.from_frame(own[keys]), "reply"].tolist()
+            compared = judge.compare(own["question"].tolist(), own["reply"].tolist(), others)
+            biases = position_bias(compared).set_index("aspect")["bias"]
+            for aspect in ASPECTS:
+                value, low, high = interval(compared[aspect].to_numpy())
+                row = {"model": arm, "seed": own["seed"].iloc[0], "aspect": aspect, "value": value, "low": low}
+                unread_pairs = int(compared[aspect].isna().sum())
+                row |= {"high": high, "n": int(compared[aspect].notna().sum()), "unread": unread_pairs}
+                rows.append(row | {"bias": biases[aspect]})
+    return pd.DataFrame(rows)
 
 
 def position_bias(compared: pd.DataFrame) -> pd.DataFrame:

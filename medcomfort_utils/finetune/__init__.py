@@ -1,4 +1,4 @@
-"""What `02_finetune` calls: the nano base model, examples, the engine and the trainers."""
+"""What `02_finetune` calls: methods, chat templates, training examples, engines, trainers, model cards."""
 
 import os
 import warnings

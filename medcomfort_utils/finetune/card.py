@@ -1,28 +1,22 @@
 """The model card beside each model: where it comes from, what it was trained on and how, what it scores and is for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import yaml
 
+from medcomfort_utils.finetune.methods import METHODS
 from medcomfort_utils.paths import MedComfortError, read_json, resolve, tidy, write_text
 
-METHODS = {
-    "sft": "Supervised fine-tuning (SFT): the loss falls on the answer's tokens only.",
-    "dpo": "Direct preference optimisation (DPO; Rafailov et al., 2023), with an SFT term where sft_weight is above 0.",
-    "kto": "Kahneman-Tversky optimisation (KTO; Ethayarajh et al., 2024).",
-}
-NOT_ADVICE = (
-    "**Not for patients.** What this model says is not medical advice. It is a research model; no clinician has "
-    "reviewed what it says, and it must not be used to diagnose, to treat or to decide whether to seek care."
-)
 CARD = """---
-{head}---
-# {name}
+{{ card_data }}
+---
+# {{ name }}
 
-{not_advice}
+**Not for patients.** What this model says is not medical advice. It is a research model; no clinician has reviewed what
+it says, and it must not be used to diagnose, to treat or to decide whether to seek care.
 
 ## Intended use
 
@@ -31,69 +25,86 @@ MedComfort. Anything that reaches a person who is ill is out of scope.
 
 ## Data
 
-{data}. {examples} training examples. What the rewriter made was checked by rules, not by clinicians. The training data
-keeps the licence of its corpus.
+{{ data }}. {{ examples }} training examples. What the rewriter made was checked by rules, not by clinicians. The training
+data keeps the licence of its corpus.
 
 ## Method
 
-{method} Started from `{start}`. Engine: {engine}.
+{{ method }} Started from `{{ start }}`. Engine: {{ engine }}.
 
 | parameter | value |
 |:--|:--|
-{parameters}
+{{ parameters }}
 
 ## Results
 
-{results}
+{{ curves }}
+
+{{ results }}
 
 ## Licence
 
-{licence}
+{{ licence }}
 """
+NOT_EVALUATED = "Not evaluated yet: a falling loss says neither that it comforts nor that it kept its knowledge."
 
 
-def write(folder: str | Path) -> Path:
-    """Write README.md into a model's folder, from training.json, history.csv and the evaluation, where there is one.
+def text(training: dict[str, Any], history: pd.DataFrame, results: Sequence[dict] = ()) -> str:
+    """A card's text. `training`: of training.json; `history`: the curves; `results`: the model's rows of results.json."""
+    from huggingface_hub import ModelCard, ModelCardData
 
-    The evaluation is `results.json` beside the folder of models; one older than the model is not its own, and left out.
-    """
-    folder = resolve(folder)
-    told = read_json(folder / "training.json", "training.json")
-    licence = licence_of(told["base"])
-    head = {"license": licence or "other", "pipeline_tag": "text-generation"}
-    head |= {} if resolve(told["base"]).exists() else {"base_model": told["base"]}  # the hub knows hub ids only
-    head |= {"tags": ["medcomfort", told["method"], "research", "not-for-medical-use"]}
-    shown = {key: value for key, value in told.items() if key not in ("data", "base", "start", "engine", "examples")}
-    text = CARD.format(
-        head=yaml.safe_dump(head, sort_keys=False),
-        name=folder.name,
-        not_advice=NOT_ADVICE,
-        data=told["data"] or "Examples given by hand",
-        examples=told["examples"],
-        method=METHODS[told["method"]],
-        start=told["start"],
-        engine=told["engine"],
-        parameters="\n".join(f"| {key} | {value} |" for key, value in shown.items()),
-        results="\n\n".join([_training(folder), _evaluation(folder, told)]),
-        licence=f"As the base model's: {licence}." if licence else "See the base model's card: its terms bind.",
+    licence = licence_of(training["base"])
+    data = ModelCardData(
+        license=licence or "other",
+        pipeline_tag="text-generation",
+        base_model=None if resolve(training["base"]).exists() else training["base"],  # the hub knows hub ids only
+        tags=["medcomfort", training["method"], "research", "not-for-medical-use"],
     )
-    return write_text(folder / "README.md", text)
+    shown = {k: v for k, v in training.items() if k not in ("data", "base", "start", "engine", "examples")}
+    return ModelCard.from_template(
+        data,
+        template_str=CARD,
+        name=f"{training['model']}-seed{training['seed']}",
+        data=training["data"] or "Examples given by hand",
+        examples=training["examples"],
+        method=METHODS[training["method"]].description,
+        start=training["start"],
+        engine=training["engine"],
+        parameters="\n".join(f"| {key} | {value} |" for key, value in shown.items()),
+        curves=_curves(history),
+        results=_table(results) if results else NOT_EVALUATED,
+        licence=f"As the base model's: {licence}." if licence else "See the base model's card: its terms bind.",
+    ).content
 
 
 def licence_of(base: str) -> str:
     """The licence that a local model's README.md states in its head; empty if none, or for a hub id."""
-    card = resolve(base) / "README.md"
-    if not card.is_file():
-        return ""
-    parts = card.read_text(encoding="utf-8").split("---\n")
-    head = yaml.safe_load(parts[1]) if len(parts) > 2 else {}
-    return str(head.get("license", ""))
+    from huggingface_hub import ModelCard
+
+    readme = resolve(base) / "README.md"
+    return str(ModelCard.load(readme).data.license or "") if readme.is_file() else ""
 
 
-def renew(results_dir: str | Path) -> None:
-    """Write the cards of the models below `results_dir`/models anew, now that results.json lies beside them."""
-    for told in sorted((resolve(results_dir) / "models").glob("*/training.json")):
-        write(told.parent)
+def signatures(models_dir: str | Path) -> dict[str, str]:
+    """Which models lie in a folder: the signature of each training by the name of its folder."""
+    found = resolve(models_dir).glob("[!.]*/training.json")
+    return {path.parent.name: str(read_json(path, "training.json").get("signature")) for path in found}
+
+
+def add_results(results_dir: str | Path, evaluated: Mapping[str, str]) -> None:
+    """Write what results.json says on the cards of the models in `results_dir`/models that were `evaluated`.
+
+    `evaluated`: `signatures` of the models whose replies were scored. A model of the same name that was trained
+    otherwise, or lies elsewhere, keeps its card.
+    """
+    rows = read_json(resolve(results_dir) / "results.json", "results.json")
+    models_dir = resolve(results_dir) / "models"
+    for name in sorted(evaluated.items() & signatures(models_dir).items()):
+        folder = models_dir / name[0]
+        training = read_json(folder / "training.json", "training.json")
+        own = [row for row in rows if (row["model"], row["seed"]) == (training["model"], training["seed"])]
+        if own:
+            write_text(folder / "README.md", text(training, pd.read_csv(folder / "history.csv"), own))
 
 
 def check_push(repository: str, seeds: Sequence[int]) -> None:
@@ -132,23 +143,17 @@ def push(folder: str | Path, repository: str) -> str:
     return str(address)
 
 
-def _training(folder: Path) -> str:
+def _curves(history: pd.DataFrame) -> str:
     """First and last value of each curve."""
-    curves = pd.read_csv(folder / "history.csv")
     lines = ["| while training | first | last |", "|:--|--:|--:|"]
-    for name, curve in curves.groupby("metric", sort=False):
+    for name, curve in history.groupby("metric", sort=False):
         lines.append(f"| {name} | {curve['value'].iloc[0]:.4g} | {curve['value'].iloc[-1]:.4g} |")
     return "\n".join(lines)
 
 
-def _evaluation(folder: Path, told: dict) -> str:
-    found = folder.parent.parent / "results.json"
-    if not found.is_file() or found.stat().st_mtime < (folder / "training.json").stat().st_mtime:
-        return "Not evaluated yet: a falling loss says neither that it comforts nor that it kept its knowledge."
-    rows = [r for r in read_json(found, "results.json") if (r["model"], r["seed"]) == (told["model"], told["seed"])]
+def _table(results: Sequence[dict]) -> str:
     lines = ["| measure | questions | value | 95 % interval | n |", "|:--|:--|--:|:--|--:|"]
-    lines += [
-        f"| {r['metric']} | {r['test_set']} | {r['value']:.3f} | {r['low']:.3f} to {r['high']:.3f} | {r['n']} |"
-        for r in rows
-    ]
-    return "\n".join(lines) if rows else f"{tidy(found)} does not hold this model."
+    for row in results:
+        interval = f"{row['low']:.3f} to {row['high']:.3f}"
+        lines.append(f"| {row['metric']} | {row['test_set']} | {row['value']:.3f} | {interval} | {row['n']} |")
+    return "\n".join(lines)

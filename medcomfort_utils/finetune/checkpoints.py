@@ -6,15 +6,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
 from medcomfort_utils.finetune import engine
-from medcomfort_utils.finetune.hyperparameters import Hyper
-from medcomfort_utils.paths import MedComfortError, remove, resolve, tidy
+from medcomfort_utils.paths import MedComfortError, remove, tidy
+from medcomfort_utils.schema import Hyper
 
 KEPT = 2  # checkpoints kept; while a new one is written, there is one more
 MARK = re.compile(r"[0-9a-f]{16}")  # a signature
@@ -89,14 +88,13 @@ def diverged(what: str, step: int, work_dir: Path) -> MedComfortError:
     )
 
 
-def halved(method: str, hyper: Hyper) -> Hyper:
+def halved(hyper: Hyper, least: int = 1) -> Hyper:
     """After too little GPU memory: half the batch, twice the accumulation, so the same examples a step; said aloud.
 
-    KTO estimates its KL term within a batch, so a smaller one changes its loss.
+    `least`: the smallest batch of the method; above 1 its loss is estimated within a batch, and changes.
     Raises MedComfortError where the batch cannot be halved.
     """
-    least = 4 if method == "kto" else 2
-    if hyper.batch_size < least or hyper.batch_size % 2:
+    if hyper.batch_size % 2 or hyper.batch_size < 2 * least:
         raise MedComfortError(
             f"batch_size: the GPU's memory is too small for batches of {hyper.batch_size}, and they cannot be halved; "
             "lower max_length or lora_rank, or take a smaller base model."
@@ -105,7 +103,7 @@ def halved(method: str, hyper: Hyper) -> Hyper:
     print(
         f"The GPU's memory is too small for batches of {hyper.batch_size}: going on with {smaller['batch_size']} "
         f"examples a batch and {smaller['accumulation']} batches a step, the same examples a step as before"
-        + ("; KTO's estimate of KL, made within a batch, changes." if method == "kto" else ".")
+        + ("; the method's estimate of KL, made within a batch, changes." if least > 1 else ".")
     )
     return hyper.model_copy(update=smaller)
 
@@ -162,11 +160,11 @@ def digest(model: str, revision: str) -> str:
 def is_finished(out_dir: Path, mark: str) -> bool:
     """Whether `out_dir` already holds the whole model of this signature."""
     try:
-        told = json.loads((out_dir / "training.json").read_text(encoding="utf-8"))
+        training = json.loads((out_dir / "training.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    there = any(out_dir.glob("*.safetensors")) and (out_dir / "history.csv").is_file()
-    return there and told.get("signature") == mark
+    whole = any(out_dir.glob("*.safetensors")) and (out_dir / "history.csv").is_file()
+    return whole and training.get("signature") == mark
 
 
 def sweep(out_dir: Path, work_dir: Path) -> None:
@@ -176,11 +174,3 @@ def sweep(out_dir: Path, work_dir: Path) -> None:
     for left in out_dir.parent.glob(f".{glob.escape(out_dir.name)}-*"):
         if MARK.fullmatch(left.name.rpartition("-")[2]):
             remove(left)
-
-
-def drop_other_seeds(models_dir: str | Path, name: str, seeds: Sequence[int]) -> None:
-    """Remove models of this name left by a run with other seeds, which an evaluation would take for its own."""
-    kept = {f"{name}-seed{seed}" for seed in seeds}
-    for folder in resolve(models_dir).glob(f"{name}-seed*"):
-        if folder.name not in kept and folder.name[len(name) + 5 :].isdigit():
-            remove(folder)

@@ -7,17 +7,29 @@ the imports inside the functions.
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from medcomfort_utils.paths import MedComfortError, replacing, resolve, tidy
 
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # as configurations name them
+CONTEXTLESS = 10**6  # a tokenizer without a limit names an absurdly large one
+
+
+class Limits(NamedTuple):
+    """How many tokens a model reads at once (infinite where nothing says), and how many it knows."""
+
+    context: float
+    vocabulary: int
 
 
 def prepare(engine: str = "auto") -> str:
@@ -40,19 +52,98 @@ def prepare(engine: str = "auto") -> str:
 
 
 def source_of(model: str) -> str:
-    """A local model folder as absolute path, or a hub id unchanged.
+    """A local model folder, checked, as absolute path, or a hub id unchanged.
 
-    Raises MedComfortError for a path without a model: a mistyped folder must not be asked of the hub.
+    Raises MedComfortError for a path without a model (a mistyped folder must not be asked of the hub), and for a folder
+    that would hang or mislead the libraries that load it.
     """
     folder = resolve(model)
-    if (folder / "config.json").is_file():
-        if not any(folder.glob("*.safetensors")):
-            raise MedComfortError(f"model: {tidy(folder)} holds no .safetensors weights, the only kind that is read.")
+    if (folder / "config.json").exists():
+        _check_folder(folder)
         return str(folder)
     looks_local = folder.parent.exists() and model.split("/")[0] in {p.name for p in folder.parents} | {".", ".."}
     if folder.exists() or looks_local or not _HUB_ID.fullmatch(model):
         raise MedComfortError(f"model: {tidy(folder)} is no model folder (it has no config.json).")
     return model
+
+
+def _check_folder(folder: Path) -> None:
+    """Only regular files, safetensors inside the folder, and no more layers than there are weights for."""
+    from safetensors import safe_open
+
+    odd = [path.name for path in folder.iterdir() if not (path.is_file() or path.is_dir())]
+    if odd:
+        raise MedComfortError(f"model: {odd[0]} in {tidy(folder)} is no regular file.")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise MedComfortError(f"model: {tidy(folder)} holds no .safetensors weights, the only kind that is read.")
+    with _loading(tidy(folder)):
+        for index in folder.glob("*.safetensors.index.json"):
+            outside = [name for name in json.loads(index.read_text())["weight_map"].values() if Path(name).name != name]
+            if outside:
+                raise MedComfortError(f"model: {index.name} in {tidy(folder)} points outside of it ({outside[0]}).")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tensors = 0
+        for path in weights:
+            with safe_open(path, "np") as file:
+                tensors += len(file.keys())
+        layers = max(int(part.get(name) or 0) for part in _parts(config) for name in LAYERS)
+    if layers > tensors:
+        raise MedComfortError(f"model: {tidy(folder)} names {layers} layers and holds {tensors} weights.")
+
+
+def _parts(config: dict) -> list[dict]:
+    """The configuration, and those inside it (of text, of images)."""
+    return [config, *(value for value in config.values() if isinstance(value, dict))]
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Tell in one sentence what libraries raise for a model that they cannot load, which may be anything."""
+    import torch
+
+    try:
+        yield
+    except (MedComfortError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise MedComfortError(f"model: {model} cannot be loaded ({first_line(error)}).") from error
+
+
+def load_config(model: str, revision: str = ""):
+    """The configuration of a local folder or hub id; a MedComfortError if it cannot be read, or is quantised."""
+    from transformers import AutoConfig
+
+    source = source_of(model)
+    with _loading(model):
+        config = AutoConfig.from_pretrained(source, revision=revision or None, trust_remote_code=False)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        kind = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised.quant_method
+        raise MedComfortError(
+            f"model: the weights of {model} are quantised ({kind}), which are neither trained nor merged here; take the "
+            "model that it was made from."
+        )
+    return config
+
+
+def limits(model: str, revision: str = "") -> Limits:
+    """What a model can take, by its configuration and its tokenizer's."""
+    config = load_config(model, revision).get_text_config()
+    length = load_tokenizer(model, revision).model_max_length
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    return Limits(min(positions, length if length < CONTEXTLESS else math.inf), config.vocab_size)
+
+
+def ends_of_turn(model: str, tokenizer, revision: str = "") -> set[int]:
+    """The token ids that end a model's turn: those that its generation_config.json names, and the tokenizer's own."""
+    from transformers import GenerationConfig
+
+    try:
+        named = GenerationConfig.from_pretrained(source_of(model), revision=revision or None).eos_token_id
+    except OSError:  # a model need not have one
+        named = load_config(model, revision).eos_token_id
+    return {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
 
 
 def load_tokenizer(model: str, revision: str = ""):
@@ -64,14 +155,16 @@ def load_tokenizer(model: str, revision: str = ""):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or None, trust_remote_code=False)
     except Exception as error:  # what a broken file raises is a plain Exception in tokenizers
         if isinstance(error, OSError):  # also for a hub id that does not exist, and without a network
-            told = f"model: {model} has no tokenizer here, nor can the hub give one"
+            what = f"model: {model} has no tokenizer here, nor can the hub give one"
         else:
-            told = f"model: the tokenizer of {model} cannot be read; copy or download the model again"
-        raise MedComfortError(f"{told} ({first_line(error)}).") from error
+            what = f"model: the tokenizer of {model} cannot be read; copy or download the model again"
+        raise MedComfortError(f"{what} ({first_line(error)}).") from error
     if tokenizer.chat_template is None:
         raise MedComfortError(f"model: {model} has no chat template; take an instruct model.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise MedComfortError(f"model: the tokenizer of {model} has no end token; name one in tokenizer_config.json.")
     return tokenizer
 
 
@@ -88,16 +181,13 @@ def load(
     `dtype`: float32, bfloat16 or float16. `full`: all weights will be trained, which Unsloth wants to know.
     Only safetensors are read and no remote code is run. Raises MedComfortError if the weights cannot be read.
     """
-    from safetensors import SafetensorError
-
     tokenizer, source = load_tokenizer(model, revision), source_of(model)
-    try:
+    load_config(model, revision)
+    with _loading(model):
         if engine == "unsloth":
             loaded = _by_unsloth(source, dtype, revision, max_length, full)
         else:
             loaded = _by_transformers(source, dtype, revision)
-    except (OSError, ValueError, SafetensorError) as error:  # no weights, no causal language model, half a file
-        raise MedComfortError(f"model: {model} cannot be loaded ({first_line(error)}).") from error
     loaded.config.use_cache = False
     return loaded, tokenizer
 
@@ -132,7 +222,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".: ")
 
 
-def _safe(revision: str) -> dict:
+def _safe(revision: str) -> dict[str, Any]:
     return {"revision": revision or None, "trust_remote_code": False, "use_safetensors": True}
 
 
@@ -154,24 +244,22 @@ def of_a_file(error: Exception) -> bool:
     return isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in words)
 
 
-def check_adaptable(model, name: str) -> None:
-    """Raise MedComfortError if the model has none of the projections that LoRA is put on, as GPT-2 has none."""
-    if not any(part.endswith(tuple(LORA_TARGETS)) for part, _ in model.named_modules()):
-        raise MedComfortError(
-            f"lora_rank: {name} has none of the projections {', '.join(LORA_TARGETS)}, where the adapter would be put; "
-            "set it to 0 to train all weights, or take another base model."
-        )
-
-
 def adapter(rank: int, alpha: int, dropout: float = 0.0):
-    """LoRA (Hu et al., 2021) on all attention and MLP projections; `rank` 0 means full training: None."""
+    """LoRA (Hu et al., 2021) on all linear layers but the output's; `rank` 0 means full training: None."""
     from peft import LoraConfig
 
     if rank == 0:
         return None
     return LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, bias="none", task_type="CAUSAL_LM"
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
     )
+
+
+def adapted(model) -> list[str]:
+    """The names of the layers that an adapter was put on, each once; empty where there is none."""
+    from peft.tuners.lora import LoraLayer
+
+    return sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, LoraLayer)})
 
 
 def attach(model, lora, seed: int, max_length: int):
@@ -186,7 +274,7 @@ def attach(model, lora, seed: int, max_length: int):
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=LORA_TARGETS,
+        target_modules=lora.target_modules,
         bias="none",
         use_gradient_checkpointing=checkpointing(),
         random_state=seed,
@@ -234,15 +322,15 @@ def _write(trained: Path, base: str, folder: Path, dtype: str, revision: str) ->
     model.save_pretrained(folder)
 
 
-def _name_base(config: Path, base: str) -> None:
+def _name_base(path: Path, base: str) -> None:
     """Name the adapter's base as the parameters did: where it lies on this machine is nobody else's path.
 
-    PEFT keeps the projections as a set, whose order is another in each process: they are sorted, so that equal
+    PEFT keeps the layers' names as a set, whose order is another in each process: they are sorted, so that equal
     trainings leave equal files.
     """
-    told = json.loads(config.read_text(encoding="utf-8"))
-    if isinstance(told["target_modules"], list):  # else a pattern
-        told["target_modules"] = sorted(told["target_modules"])
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config["target_modules"], list):  # else a pattern
+        config["target_modules"] = sorted(config["target_modules"])
     source = source_of(base)
-    told["base_model_name_or_path"] = tidy(source) if Path(source).is_absolute() else source
-    config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config["base_model_name_or_path"] = tidy(source) if Path(source).is_absolute() else source
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

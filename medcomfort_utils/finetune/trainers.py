@@ -1,4 +1,4 @@
-"""SFT, DPO and KTO by TRL: one skeleton, three losses. Several GPUs:
+"""SFT, DPO and KTO by TRL: one skeleton, and what `methods` says of each. Several GPUs:
 
     accelerate launch -m medcomfort_utils.finetune.trainers --profile paper --method sft
 
@@ -16,16 +16,17 @@ from typing import Any
 
 import pandas as pd
 import torch
+import trl
 from accelerate import PartialState
-from datasets import Dataset, disable_progress_bars
-from transformers import PrinterCallback, ProgressCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import set_seed
-from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
-from medcomfort_utils import parquet, paths, profile, records
-from medcomfort_utils.finetune import card, checkpoints, checks, engine, examples
-from medcomfort_utils.finetune.hyperparameters import Hyper, arguments, from_parameters
+from medcomfort_utils import parquet, paths, profile, progress, records
+from medcomfort_utils.finetune import card, checkpoints, engine, methods
+from medcomfort_utils.finetune.data import Examples, examples_for
+from medcomfort_utils.finetune.methods import METHODS
 from medcomfort_utils.paths import MedComfortError, resolve, tidy
+from medcomfort_utils.schema import Hyper
 
 CURVES = (
     "loss",
@@ -38,32 +39,56 @@ CURVES = (
 )
 
 
-def build(method: str, model, tokenizer, rows: list[dict], arguments, lora=None, reference=None):
-    """The TRL trainer of `method`; `reference` is the frozen copy that DPO and KTO compare with in full training.
+class Reporting(TrainerCallback):
+    """Says how many steps are done to whoever runs the notebook, which itself shows none of it."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Report the step; transformers calls this."""
+        if state.is_world_process_zero:
+            progress.report(self.what, state.global_step, state.max_steps)
+
+
+def build(examples: Examples, model, arguments, lora=None, reference=None):
+    """The TRL trainer of the examples' method; `reference` is the frozen copy that full training compares with.
 
     With an adapter (`lora`, or one on the model already) the reference is the model itself, the adapter switched off.
     """
-    parts = {
-        "model": model,
-        "args": arguments,
-        "train_dataset": Dataset.from_list(rows),
-        "processing_class": tokenizer,
-        "peft_config": lora,
-    }
-    disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    if method == "sft":
-        trainer = SFTTrainer(**parts)
-    elif method == "dpo":
-        trainer = DPOTrainer(**parts, ref_model=reference)
-    else:
-        trainer = KTOTrainer(**parts, ref_model=reference)
+    kind = getattr(trl, METHODS[examples.method].trainer)
+    prepared = {"_prepare_dataset": lambda self, dataset, *_, **__: dataset}  # it is tokenised already
+    trainer = type(kind.__name__, (kind,), prepared)(
+        model=model,
+        args=arguments,
+        train_dataset=examples.dataset(arguments.per_device_train_batch_size),
+        processing_class=examples.tokenizer,
+        peft_config=lora,
+        **({"ref_model": reference} if METHODS[examples.method].reference else {}),
+    )
     if "ref" in getattr(trainer.model, "peft_config", {}):  # TRL's copy of an untrained adapter, which changes nothing
         trainer.model.delete_adapter("ref")
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    checks.labels(method, trainer)
+    trainer.add_callback(Reporting(f"{examples.method} seed {examples.seed}: steps"))
+    check_labels(trainer, examples.ends)
     return trainer
+
+
+def check_labels(trainer, ends: set[int]) -> None:
+    """Look at what the trainer's own collator makes of its first examples: each must teach some token, and to stop.
+
+    The last guard before training, on the very tensors. Raises MedComfortError if an example's labels are all masked,
+    or no end of turn carries a loss (as where a collator takes it for padding): a model taught so never stops.
+    """
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(min(8, len(trainer.train_dataset)))])
+    taught = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"] == 1
+    if not bool(taught.any(dim=1).all()):
+        raise MedComfortError("All labels of an example are masked: the trainer would learn nothing from it.")
+    closed = taught & torch.isin(batch["input_ids"], torch.tensor(sorted(ends)))
+    if not bool(closed.any(dim=1).all()):
+        raise MedComfortError("An example's end token carries no loss: the model would not learn to stop.")
 
 
 def history(trainer) -> pd.DataFrame:
@@ -75,49 +100,47 @@ def history(trainer) -> pd.DataFrame:
 
 
 def train(
-    method: str,
-    rows: list[dict],
-    hyper: Hyper,
-    seed: int,
+    examples: Examples,
     base: str,
     out_dir: str | Path,
     engine_name: str = "trl",
-    revision: str = "",
-    init_from: str = "",
     report_to: str = "none",
     data: str = "",
 ) -> pd.DataFrame:
-    """Train one model on `rows` (of `rows_for`) from `init_from` or else `base`; returns its `history`.
+    """Train one model on `examples` from where they say; returns its `history`.
 
     A run that was killed goes on from its last checkpoint; a finished one with the same signature is not repeated.
     Under `out_dir`: the whole model, its adapter, README.md (the card), `history.csv`, `training.json` (the effective
-    parameters) and a tracker's `logs/`. `report_to`: a tracker that transformers knows (tensorboard, wandb, ...).
-    `data`: where the rows come from, for the card.
+    parameters) and a tracker's `logs/`. `base`: the model before all fine-tuning. `report_to`: a tracker that
+    transformers knows (tensorboard, wandb, ...). `data`: where the rows come from, for the card.
     """
-    out_dir, start, revision = resolve(out_dir), init_from or base, "" if init_from else revision
-    rows, hyper = checks.ready(method, rows, engine.load_tokenizer(start, revision), hyper)
-    settings = {"model": out_dir.name.rsplit("-seed", 1)[0], "method": method, "seed": seed, "base": base}
-    settings |= {"start": start, "revision": revision, "engine": engine_name, **hyper.model_dump()}
-    mark = checkpoints.signature(settings=settings, rows=rows, base=checkpoints.digest(start, revision))
+    out_dir, hyper = resolve(out_dir), examples.hyper
+    settings = {"model": out_dir.name.rsplit("-seed", 1)[0], "method": examples.method, "seed": examples.seed}
+    settings |= {"base": base, "start": examples.start, "revision": examples.revision, "engine": engine_name}
+    settings |= hyper.model_dump()
+    digest = checkpoints.digest(examples.start, examples.revision)
+    mark = checkpoints.signature(settings=settings, rows=examples.rows, base=digest)
     work_dir = checkpoints.work_folder(out_dir, mark)
     if not checkpoints.is_finished(out_dir, mark):
-        checks.tell_balance(method, rows, hyper)
-        trainer, used = _fitted(method, rows, hyper, settings, work_dir, report_to)
-        told = {"signature": mark, "examples": len(rows), "data": data, **settings}
-        told |= {"batch_size": used.batch_size, "accumulation": used.accumulation}
-        _finish(trainer, work_dir, out_dir, hyper, told)
+        trainer, used = _fit_in_memory(examples, engine_name, work_dir, report_to)
+        training = {"signature": mark, "examples": len(examples.rows), "data": data, **settings}
+        training |= {"batch_size": used.batch_size, "accumulation": used.accumulation}
+        _finish(trainer, examples, work_dir, out_dir, training)
     if PartialState().is_main_process:
         checkpoints.sweep(out_dir, work_dir)
-        card.write(out_dir)
     PartialState().wait_for_everyone()
     return pd.read_csv(out_dir / "history.csv")
 
 
-def _fitted(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], work_dir: Path, report_to: str):
-    """(trainer, hyper-parameters used): trained to the end, in smaller batches where the GPU's memory asks for it."""
+def _fit_in_memory(examples: Examples, engine_name: str, work_dir: Path, report_to: str) -> tuple[Any, Hyper]:
+    """(trainer, hyper-parameters used): trained to the end, in smaller batches where the GPU's memory asks for it.
+
+    accelerate's find_executable_batch_size tries again while the error still holds the trainer, and so its memory.
+    """
+    hyper = examples.hyper
     while True:
         try:
-            return _fit(method, rows, hyper, settings, work_dir, report_to), hyper
+            return fit(examples, hyper, engine_name, work_dir, report_to), hyper
         except torch.cuda.OutOfMemoryError as error:
             if PartialState().num_processes > 1:  # the other processes wait for this one: no way on
                 raise MedComfortError(
@@ -125,32 +148,37 @@ def _fitted(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any
                 ) from error
         gc.collect()  # outside of the handler, which still held the trainer
         torch.cuda.empty_cache()
-        hyper = checkpoints.halved(method, hyper)
+        hyper = checkpoints.halved(hyper, METHODS[examples.method].least_batch)
 
 
-def _fit(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], work_dir: Path, report_to: str):
-    start, engine_name, seed = settings["start"], settings["engine"], settings["seed"]
-    used = {"dtype": hyper.dtype, "revision": settings["revision"], "max_length": hyper.max_length}
+def fit(examples: Examples, hyper: Hyper, engine_name: str, work_dir: Path, report_to: str = "none"):
+    """A trainer after its last step; it goes on from the last checkpoint in `work_dir`."""
+    start, reference = examples.start, METHODS[examples.method].reference
     # Where each row is seen more than once, its reference is computed once; then full training needs no frozen copy.
     # Several processes would look for it in each other's temporary folders.
-    repeated = hyper.max_steps * hyper.batch_size * hyper.accumulation > len(rows)
-    precompute = method != "sft" and repeated and PartialState().num_processes == 1
-    config = arguments(method, hyper, seed, work_dir, report_to, precompute)  # refuses what cannot be, before it loads
-    set_seed(seed)
+    repeated = hyper.max_steps * hyper.batch_size * hyper.accumulation > len(examples.rows)
+    precompute = reference and repeated and PartialState().num_processes == 1
+    # refuses what cannot be, before anything is loaded
+    config = methods.config(examples.method, hyper, examples.seed, work_dir, report_to, precompute)
+    set_seed(examples.seed)
     lora = engine.adapter(hyper.lora_rank, hyper.lora_alpha, hyper.lora_dropout)
-    model, tokenizer = engine.load(start, engine_name, **used, full=lora is None)
-    if lora:
-        engine.check_adaptable(model, start)
+    how = {"dtype": hyper.dtype, "revision": examples.revision, "max_length": hyper.max_length}
+    model, _ = engine.load(start, engine_name, **how, full=lora is None)
     if lora and engine_name == "unsloth":
-        model, lora = engine.attach(model, lora, seed, hyper.max_length), None
-    copied = method != "sft" and hyper.lora_rank == 0 and not precompute
-    reference = engine.load(start, "trl", **used)[0].eval() if copied else None
-    trainer = build(method, model, tokenizer, rows, config, lora, reference)
-    checkpoints.check_disk(trainer.model, tokenizer, hyper, work_dir)
+        model, lora = engine.attach(model, lora, examples.seed, hyper.max_length), None
+    copied = reference and hyper.lora_rank == 0 and not precompute
+    frozen = engine.load(start, "trl", **how)[0].eval() if copied else None
+    trainer = build(examples, model, config, lora, frozen)
+    checkpoints.check_disk(trainer.model, examples.tokenizer, hyper, work_dir)
     checkpoints.stop_at_nan(trainer, work_dir)
+    _run(trainer, work_dir, hyper.max_steps)
+    return trainer
+
+
+def _run(trainer, work_dir: Path, steps: int) -> None:
     last = checkpoints.last_checkpoint(work_dir)
     try:
-        if last and checkpoints.step_of(last) >= hyper.max_steps:  # transformers would train a step more
+        if last and checkpoints.step_of(last) >= steps:  # transformers would train a step more
             trainer.state = TrainerState.load_from_json(f"{last}/trainer_state.json")
         else:
             trainer.train(resume_from_checkpoint=last)  # writes a checkpoint after its last step
@@ -161,53 +189,51 @@ def _fit(method: str, rows: list[dict], hyper: Hyper, settings: dict[str, Any], 
             f"A checkpoint in {tidy(work_dir)} could not be written or read ({engine.first_line(error)}); make room on "
             "the disk, or if the newest checkpoint there is broken, remove it to go on from the one before."
         ) from error
-    return trainer
 
 
-def _finish(trainer, work_dir: Path, out_dir: Path, hyper: Hyper, told: dict[str, Any]) -> None:
+def _finish(trainer, examples: Examples, work_dir: Path, out_dir: Path, training: dict[str, Any]) -> None:
     """Put the whole model in its place, by the main process; the others wait."""
     if trainer.accelerator.is_main_process:
+        adapted = engine.adapted(trainer.model)
+        if adapted:
+            print("an adapter was trained on:", ", ".join(adapted))
+        training |= {"adapted": adapted}
+        curves, dtype = history(trainer), examples.hyper.save_dtype or examples.hyper.dtype
         notes = {
-            "training.json": json.dumps(told, indent=1) + "\n",
-            "history.csv": history(trainer).to_csv(index=False),
+            "training.json": json.dumps(training, indent=1) + "\n",
+            "history.csv": curves.to_csv(index=False),
+            "README.md": card.text(training, curves),
         }
-        dtype = hyper.save_dtype or hyper.dtype
-        tokenizer = trainer.processing_class
         trained = Path(checkpoints.last_checkpoint(work_dir))
-        engine.save(trained, told["start"], tokenizer, out_dir, dtype, notes, told["revision"])
+        engine.save(trained, examples.start, examples.tokenizer, out_dir, dtype, notes, examples.revision)
     trainer.accelerator.wait_for_everyone()
 
 
-def train_seeds(parameters: dict[str, Any], engine_name: str) -> pd.DataFrame:
+def train_seeds(
+    parameters: dict[str, Any], rewrites: Sequence[records.Rewrite], engine_name: str, first: Examples | None = None
+) -> pd.DataFrame:
     """Train one model a seed, as the parameters of 02_finetune say; returns their curves (model, method, seed, ...).
 
-    Models of other seeds under the same name are removed. Beside the models lies `<name>.json`, the parameters.
+    `first`: the examples of the first seed, where they were made already. Models of other seeds stay where they are.
+    Beside the models lies `<name>.json`, the parameters.
     """
-    checks.parameters(parameters)
-    given = parameters | {"name": parameters["name"] or parameters["method"]}
-    method, name, out_dir = given["method"], given["name"], resolve(given["out_dir"])
-    rewritten, hyper = parquet.read_records(given["rewrites"], records.Rewrite), from_parameters(given)
-    view = {key: given[key] for key in ("neutral_fraction", "target", "against")}
-    curves = []
-    for seed in given["seeds"]:
-        rows = examples.rows_for(method, rewritten, seed, **view)
-        base, init = given["base"].format(seed=seed), given["init_from"].format(seed=seed)
-        options = {"init_from": init, "report_to": given["report_to"], "data": described(given["rewrites"], rewritten)}
-        folder = out_dir / f"{name}-seed{seed}"
-        run = train(method, rows, hyper, seed, base, folder, engine_name, given["revision"], **options)
-        curves.append(run.assign(model=name, method=method, seed=seed))
+    seeds, repository = parameters["seeds"], parameters["push_to_hub"]
+    if repository:
+        card.check_push(repository, seeds)
+    name, out_dir, curves = parameters["name"] or parameters["method"], resolve(parameters["out_dir"]), []
+    for seed in seeds:
+        examples = first if first and first.seed == seed else examples_for(parameters, rewrites, seed)
+        folder, base = out_dir / f"{name}-seed{seed}", parameters["base"].format(seed=seed)
+        data = described(parameters["rewrites"], rewrites)
+        run = train(examples, base, folder, engine_name, parameters["report_to"], data)
+        curves.append(run.assign(model=name, method=parameters["method"], seed=seed))
         if PartialState().is_main_process:
-            _leave(folder, given["push_to_hub"], seed)
+            print("saved", tidy(folder))
+            if repository:
+                print("pushed to", card.push(folder, repository.format(seed=seed)))
     if PartialState().is_main_process:
-        checkpoints.drop_other_seeds(out_dir, name, given["seeds"])
         paths.write_json(out_dir / f"{name}.json", {"parameters": parameters, "versions": paths.package_versions()})
     return pd.concat(curves, ignore_index=True)
-
-
-def _leave(folder: Path, repository: str, seed: int) -> None:
-    print("saved", tidy(folder))
-    if repository:
-        print("pushed to", card.push(folder, repository.format(seed=seed)))
 
 
 def described(path: str | Path, rewrites: Sequence[records.Rewrite]) -> str:
@@ -220,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the steps of a profile that use these methods, by plain TRL, in as many processes as were launched."""
     parser = argparse.ArgumentParser(prog="accelerate launch -m medcomfort_utils.finetune.trainers")
     parser.add_argument("--profile", required=True, metavar="NAME_OR_PATH")
-    parser.add_argument("--method", required=True, nargs="+", choices=examples.METHODS)
+    parser.add_argument("--method", required=True, nargs="+", choices=METHODS)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="STEP.PARAM=VALUE")
     parser.add_argument("--name", metavar="RUN", help="the run's own folder, runs/RUN (default: the profile's name)")
     given = parser.parse_args(argv)
@@ -230,7 +256,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not steps:
             raise MedComfortError(f"{run.profile} trains no model by {', '.join(given.method)}.")
         for step in steps:
-            train_seeds(run.filled(step.parameters), engine.prepare("trl"))
+            rewrites = parquet.read_records(step.parameters["rewrites"], records.Rewrite)
+            train_seeds(step.parameters, rewrites, engine.prepare("trl"))
     except MedComfortError as error:
         print(f"medcomfort: {error}", file=sys.stderr)
         return 1

@@ -3,11 +3,10 @@
 `Request` -> `Client` (cache, limits, retries, budget) -> `Response`; `parse` reads the JSON object out of its text.
 """
 
-from medcomfort_utils.llm.cache import Cache
+from medcomfort_utils.llm.cache import Cache, Failure, Request, Response
 from medcomfort_utils.llm.client import Client
-from medcomfort_utils.llm.estimate import Estimate
+from medcomfort_utils.llm.limits import Estimate, Stopped
 from medcomfort_utils.llm.parsing import Unparsable, parse
-from medcomfort_utils.llm.requests import Failure, Request, Response, Stopped
 from medcomfort_utils.schema import Sampling, Settings
 
 __all__ = [

@@ -1,45 +1,131 @@
-"""The record of responses: one SQLite file that survives a kill, and the sorted JSON Lines file that is committed."""
+"""What is asked, what came back, and the record of it: an SQLite file that survives a kill, exported as JSON Lines."""
 
-import asyncio
+import hashlib
 import json
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from medcomfort_utils.llm.requests import FAILED, Response
+from pydantic import BaseModel, Field, ValidationError
+
 from medcomfort_utils.paths import MedComfortError, existing, replacing, resolve, tidy
 
+FAILED = "failed"  # the `finish_reason` under which a failure stands in the record
+BYTES_PER_TOKEN = 4  # a rule of thumb, good enough for an estimate: 4 letters of English, 1.3 characters of Chinese
 PATIENCE = 60.0  # seconds to wait while another process writes
-CHUNK = 500  # keys a query; SQLite takes 999 in its oldest builds
-FIELDS = {
-    "key": str,
-    "model": str,
-    "finish_reason": str,
-    "prompt_tokens": int,
-    "completion_tokens": int,
-    "text": str,
-}
+REPAIR = (
+    "Your last answer cannot be used: {problem}\n"
+    "Answer once more: only the corrected JSON object, complete, with no text before or after it."
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chat completion to ask for.
+
+    `row` says who asks and is used in messages alone; all other fields shape the answer, and so the key.
+    `messages`: `{"role", "content"}` each. `sampling`: temperature, top_p, max_tokens, seed and the like, as the
+    server names them. `schema`: the JSON schema of the answer, or None for free text.
+    """
+
+    row: str
+    model: str
+    messages: tuple[dict, ...]
+    sampling: dict
+    schema: dict | None
+    prompt_version: str
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256, 64 hex digits, of all that shapes the answer; the same on every machine and for every server."""
+        shape = [self.model, self.messages, self.sampling, self.schema, self.prompt_version]
+        return hashlib.sha256(json.dumps(shape, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+    def repair(self, text: str, problem: str) -> "Request":
+        """A new request, with its own key, that shows the model its answer `text` and what is wrong with it."""
+        follow_up = {"role": "user", "content": REPAIR.format(problem=problem)}
+        answer = {"role": "assistant", "content": text or "(no answer)"}  # many servers refuse an empty turn
+        return replace(self, messages=(*self.messages, answer, follow_up))
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """Estimated length of the prompt: about four bytes of UTF-8 a token."""
+        return estimated_tokens(*(message["content"] for message in self.messages))
+
+    @cached_property
+    def completion_tokens(self) -> int:
+        """The longest answer to be expected: `max_tokens`; where the sampling sets none, as long as the prompt."""
+        limit = self.sampling.get("max_completion_tokens") or self.sampling.get("max_tokens")
+        return int(limit) if limit else self.prompt_tokens
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer; `cached` says that it came from the record and cost nothing."""
+
+    text: str
+    model: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row without an answer: its request was refused, or all tries failed. `reason` is one sentence.
+
+    Failures are recorded too, so that a replay gives what the run gave; any other run asks again.
+    """
+
+    reason: str
+
+    def recorded(self, model: str) -> Response:
+        """The failure as the cache keeps it."""
+        return Response(self.reason, model, FAILED, 0, 0, cached=False)
+
+
+def estimated_tokens(*texts: str) -> int:
+    """About how many tokens the texts have, at least one."""
+    return max(1, sum(len(text.encode("utf-8", "replace")) for text in texts) // BYTES_PER_TOKEN)
+
+
+class Record(BaseModel, strict=True, extra="forbid"):
+    """One line of the record, and one row of its table."""
+
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    model: str
+    finish_reason: str
+    prompt_tokens: int = Field(ge=0, lt=2**31)
+    completion_tokens: int = Field(ge=0, lt=2**31)
+    text: str
+
+
+FIELDS = tuple(Record.model_fields)
 COLUMNS = ", ".join(FIELDS)
-TABLE = """(key TEXT PRIMARY KEY, model TEXT NOT NULL, finish_reason TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
-completion_tokens INTEGER NOT NULL, text TEXT NOT NULL) WITHOUT ROWID"""
 SET_UP = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",  # in WAL mode a commit then outlives the process without an fsync
-    f"CREATE TABLE IF NOT EXISTS responses {TABLE}",
+    "CREATE TABLE IF NOT EXISTS responses (key TEXT PRIMARY KEY, model TEXT NOT NULL, finish_reason TEXT NOT NULL, "
+    "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, text TEXT NOT NULL) WITHOUT ROWID",
     f"SELECT {COLUMNS} FROM responses LIMIT 0",
+    "BEGIN IMMEDIATE",  # fails where nothing can be written: better now than after the first call was paid
+    "ROLLBACK",
 )
-INSERT = f"INSERT INTO {{table}} ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
-OVERWRITE = " ON CONFLICT (key) DO UPDATE SET " + ", ".join(f"{f} = excluded.{f}" for f in list(FIELDS)[1:])
+INSERT = f"INSERT INTO responses ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+OVERWRITE = f"{INSERT} ON CONFLICT (key) DO UPDATE SET {', '.join(f'{f} = excluded.{f}' for f in FIELDS[1:])}"
 KEEP = f"{OVERWRITE} WHERE responses.finish_reason = '{FAILED}'"
-IMPORT = f"{OVERWRITE} WHERE responses.finish_reason = '{FAILED}' OR excluded.finish_reason != '{FAILED}'"
+IMPORT = f"{KEEP} OR excluded.finish_reason != '{FAILED}'"
 
 
 class Cache:
-    """Responses by request key, in a SQLite file in WAL mode; usable from several threads and processes at once.
+    """Responses by request key, in an SQLite file in WAL mode; usable from several threads and processes at once.
 
     What `put_many` returned from is kept when the process is killed; a power cut may take the last seconds of it.
     """
@@ -51,37 +137,27 @@ class Cache:
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-            self._set_up()
+            deadline = time.monotonic() + PATIENCE
+            for statement in SET_UP:
+                self._wait_for(statement, deadline)
+            self._inode = self.path.stat().st_ino
 
-    def _set_up(self) -> None:
-        """Switch to WAL mode and make the table; SQLite itself does not wait where another process does the same."""
-        deadline = time.monotonic() + PATIENCE
-        for statement in SET_UP:
-            while not self._done(statement, deadline):
-                time.sleep(0.01)
-
-    def _done(self, statement: str, deadline: float) -> bool:
-        try:
-            self._db.execute(statement)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            return False
-        return True
+    def _wait_for(self, statement: str, deadline: float) -> None:
+        """Execute it; SQLite itself does not wait where another process switches to WAL mode at the same time."""
+        while True:
+            try:
+                self._db.execute(statement)
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def get(self, key: str) -> Response | None:
         """The recorded response, or None."""
-        return self.get_many([key]).get(key)
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, Response]:
-        """The recorded responses among `keys`."""
-        found, keys = {}, iter(keys)
-        while chunk := list(islice(keys, CHUNK)):
-            marks = ", ".join("?" * len(chunk))
-            with self._lock, self._explained():
-                rows = self._db.execute(f"SELECT {COLUMNS} FROM responses WHERE key IN ({marks})", chunk).fetchall()
-            found.update((row[0], _response(row)) for row in rows)
-        return found
+        with self._lock, self._explained():
+            row = self._db.execute(f"SELECT {COLUMNS} FROM responses WHERE key = ?", (key,)).fetchone()
+            return Response(**_fields(row), cached=True) if row else None
 
     def put_many(self, responses: Mapping[str, Response], overwrite: bool = False) -> dict[str, Response]:
         """Commit the responses together; returns what the record now holds for these keys.
@@ -89,13 +165,14 @@ class Cache:
         Without `overwrite` the first response to a request stays, so that a replay gives what the first run gave.
         A recorded failure always gives way, and never takes the place of a response.
         """
-        insert, kept = INSERT.format(table="responses"), []
-        with self._lock, self._explained(), self._transaction():
+        kept = []
+        with self._transaction():
             for key, response in responses.items():
-                conflict = OVERWRITE if overwrite and response.finish_reason != FAILED else KEEP
-                if not self._db.execute(insert + conflict, _row(key, response)).rowcount:
+                insert = OVERWRITE if overwrite and response.finish_reason != FAILED else KEEP
+                row = (key, *(getattr(response, field) for field in FIELDS[1:]))
+                if not self._db.execute(insert, row).rowcount:
                     kept.append(key)
-        return {**responses, **self.get_many(kept)}
+        return {**responses, **{key: self.get(key) for key in kept}}
 
     def export_jsonl(self, path: str | Path) -> int:
         """Write all responses, sorted by key, one a line; returns how many. Equal content gives equal bytes."""
@@ -107,7 +184,7 @@ class Cache:
             temporary.open("w", encoding="utf-8", newline="\n") as file,
         ):
             for row in self._db.execute(query):
-                count += file.write(json.dumps(dict(zip(FIELDS, row, strict=True)), ensure_ascii=False) + "\n") > 0
+                count += file.write(json.dumps({"key": row[0], **_fields(row)}, ensure_ascii=False) + "\n") > 0
         return count
 
     def import_jsonl(self, path: str | Path) -> int:
@@ -116,37 +193,26 @@ class Cache:
         Where file and cache differ, the file is right, but a failure in it takes the place of no response. Raises
         MedComfortError naming the file and the broken line.
         """
-        path = existing(path, "recorded responses")
-        with self._lock, self._explained():
-            self._db.execute("DROP TABLE IF EXISTS temp.incoming")
-            self._db.execute(f"CREATE TEMP TABLE incoming {TABLE}")
-            with self._transaction("BEGIN"):  # of this process alone: reading a long file keeps nobody waiting
-                count = self._read_lines(path)
-            with self._transaction():
-                self._db.execute(f"INSERT INTO responses SELECT {COLUMNS} FROM incoming WHERE true {IMPORT}")
-            self._db.execute("DROP TABLE temp.incoming")
-        return count
-
-    def _read_lines(self, path: Path) -> int:
-        """Fill the table `incoming`; returns the number of lines."""
-        number = 0
-        try:
-            with path.open("rb") as file:
-                for number, line in enumerate(file, 1):  # noqa: B007 - also used below
-                    self._db.execute(INSERT.format(table="incoming"), _checked(line))
-        except sqlite3.IntegrityError:
-            raise MedComfortError(f"{tidy(path)}, line {number}: the key stands on an earlier line too.") from None
-        except ValueError as error:
-            raise MedComfortError(f"{tidy(path)}, line {number}: {error}.") from None
-        except OSError as error:
-            raise MedComfortError(f"{tidy(path)} cannot be read: {error.strerror}.") from error
-        return number
+        path, keys = existing(path, "recorded responses"), set()
+        if not path.is_file():
+            raise MedComfortError(f"recorded responses: {tidy(path)} cannot be read: it is no file.")
+        with self._transaction(), path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = Record.model_validate_json(line)
+                except ValidationError as error:
+                    raise MedComfortError(f"{tidy(path)}, line {number}: {_problem(error)}.") from None
+                if record.key in keys:
+                    raise MedComfortError(f"{tidy(path)}, line {number}: the key stands on an earlier line too.")
+                keys.add(record.key)
+                self._db.execute(IMPORT, tuple(record.__dict__.values()))
+        return len(keys)
 
     def __len__(self) -> int:
         with self._lock, self._explained():
             return self._db.execute("SELECT count(*) FROM responses").fetchone()[0]
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """What the record holds, in words: "800 responses, by authored"."""
         query = "SELECT model, count(*) FROM responses GROUP BY model ORDER BY count(*) DESC, model"
         with self._lock, self._explained():
@@ -166,84 +232,38 @@ class Cache:
         self.close()
 
     @contextmanager
-    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        self._db.execute(begin)
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                if os.stat(self.path).st_ino != self._inode:
+                    raise OSError("another file has taken its place")
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValidationError) as error:
+            problem = _problem(error) if isinstance(error, ValidationError) else getattr(error, "strerror", 0) or error
             raise MedComfortError(
-                f"The response cache {tidy(self.path)} cannot be used ({error}): free the disk, wait for the process "
+                f"The response cache {tidy(self.path)} cannot be used ({problem}): free the disk, wait for the process "
                 "that writes it, or choose another file."
             ) from error
 
 
-class Writer:
-    """Puts responses into a cache from an event loop; those that arrive together share a commit."""
-
-    def __init__(self, cache: Cache, overwrite: bool):
-        self._cache, self._overwrite = cache, overwrite
-        self._arrived: dict[str, tuple[Response, asyncio.Future]] = {}
-
-    async def put(self, key: str, response: Response) -> Response:
-        """What the cache holds for the key, once the response is committed."""
-        loop = asyncio.get_running_loop()
-        if not self._arrived:
-            loop.call_soon(self.commit)
-        committed = loop.create_future()
-        self._arrived[key] = response, committed
-        return await committed
-
-    def commit(self) -> None:
-        """Commit what arrived since the last time.
-
-        No thread is needed: measured, a commit takes 0.02 ms in the median, and 10 ms with a checkpoint of the WAL.
-        """
-        arrived, self._arrived = self._arrived, {}
-        responses = {key: response for key, (response, _) in arrived.items()}
-        try:
-            kept, problem = self._cache.put_many(responses, self._overwrite), None
-        except Exception as error:  # whatever it is, nobody may wait for this commit for ever
-            kept, problem = {}, error
-        for key, (_, committed) in arrived.items():
-            if committed.done():  # its row was cancelled
-                continue
-            if problem:
-                committed.set_exception(problem)
-            else:
-                committed.set_result(kept[key])
+def _fields(row: tuple) -> dict:
+    """A row's fields but its key; ValidationError where the file holds what no response has, such as a BLOB."""
+    fields = Record.model_validate(dict(zip(FIELDS, row, strict=True))).__dict__.copy()
+    del fields["key"]
+    return fields
 
 
-def _row(key: str, response: Response) -> tuple:
-    return (key, *(getattr(response, field) for field in list(FIELDS)[1:]))
-
-
-def _response(row: tuple) -> Response:
-    return Response(**dict(zip(list(FIELDS)[1:], row[1:], strict=True)), cached=True)
-
-
-def _checked(line: bytes) -> list:
-    """The fields of one line of an export; ValueError says what is wrong with it."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON ({error})") from None
-    if not isinstance(record, dict) or set(record) != set(FIELDS):
-        raise ValueError(f"a response has exactly the fields {COLUMNS}")
-    for field, kind in FIELDS.items():
-        if type(record[field]) is not kind:
-            raise ValueError(f"{field} must be of type {kind.__name__}")
-    if not all(0 <= record[field] < 2**31 for field in ("prompt_tokens", "completion_tokens")):
-        raise ValueError("prompt_tokens and completion_tokens must lie between 0 and 2^31")
-    if len(record["key"]) != 64 or not set(record["key"]) <= set("0123456789abcdef"):
-        raise ValueError("key must have 64 hex digits")
-    return [record[field] for field in FIELDS]
+def _problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return ": ".join([*map(str, first["loc"]), first["msg"]])

@@ -3,34 +3,91 @@
 import asyncio
 import random
 import sys
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from medcomfort_utils.llm.cache import Cache
-from medcomfort_utils.llm.estimate import SHARE, Estimate, estimate, tokens
-from medcomfort_utils.llm.limits import Budget, backoff
-from medcomfort_utils.llm.live import Live, running
-from medcomfort_utils.llm.requests import FAILED, Failure, Request, Response, Stopped
+from medcomfort_utils.llm.cache import FAILED, Cache, Failure, Request, Response
+from medcomfort_utils.llm.limits import SHARE, Budget, Estimate, Stopped, estimate, tokens
 from medcomfort_utils.llm.server import Again, Server
-from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.schema import Settings
 
-REPLAYED = 16  # rows a task
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the first retry, and at most; doubles with each
+TRIES_PAID = 2  # of a request whose answers cannot be read although their tokens were used
+FIRST_FAILURES, FAILURES = 8, 50  # in a row, after which a run stops: before any answer, and later
+REPLAYED = 16  # rows a task: where nothing waits, that is the faster half of a replay
+SHOWN = 5  # missing rows that an error names
 Row, Result = TypeVar("Row"), TypeVar("Result")
+
+
+class Run:
+    """What belongs to one run and its event loop. `stopped`: why no more calls are made; empty while they are."""
+
+    def __init__(self, settings: Settings):
+        self.loop = asyncio.get_running_loop()
+        self.closing, self._stopping, self.stopped = asyncio.Event(), asyncio.Event(), ""
+        self.calls = asyncio.Semaphore(settings.concurrency)
+        # Twice as many rows as calls: one that waits for a retry leaves no gap, and yet rows are finished one after
+        # the other rather than all begun.
+        self.rows = asyncio.Semaphore(2 * settings.concurrency)
+        self.asking: dict[str, asyncio.Event] = {}
+        self.server: Server | None = None  # connected at the first call: a run from the cache needs none
+        self.missing: list[str] = []  # rows without a recorded response, in a replay
+        self.answered = self.recalled = self.refused = self.unanswered = self.in_a_row = 0
+        self.last = ""  # reason of a failure
+
+    def stop(self, reason: str) -> Stopped:
+        """No more calls from here on, for the first reason given; who waits goes on at once."""
+        self.stopped = self.stopped or reason
+        self._stopping.set()
+        return Stopped(self.stopped)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep; if meanwhile all is to stop, raise Stopped at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+            raise Stopped(self.stopped)
+
+    def count(self, outcome: Response | Failure, unanswered: bool) -> None:
+        """Keep count of calls; raises Stopped where failures say that the others will fail too."""
+        if isinstance(outcome, Response):
+            self.answered, self.in_a_row = self.answered + 1, 0
+            return
+        self.refused, self.unanswered = self.refused + (not unanswered), self.unanswered + unanswered
+        self.in_a_row, self.last = self.in_a_row + 1, outcome.reason
+        if self.in_a_row >= (FAILURES if self.answered + self.recalled else FIRST_FAILURES):
+            raise Stopped(f"{self.in_a_row} calls failed, one after the other: {self.last}.")
+
+    def shortfall(self, cache: Cache) -> str:
+        """Why results are missing, if any are. A row that is refused for its own sake may be so in each run."""
+        if self.missing:
+            shown = ", ".join(self.missing[:SHOWN]) + (", ..." if len(self.missing) > SHOWN else "")
+            return (
+                f"{len(self.missing):,} rows have no recorded response in {tidy(cache.path)} ({shown}), which holds "
+                f"{cache.summary()}: replay with the model, prompts and sampling of the record, import the record "
+                "they stand in, or run in mode auto to ask for them."
+            )
+        if not self.stopped and (self.refused > self.answered + self.recalled or self.unanswered > self.answered):
+            failed = self.refused + self.unanswered
+            return f"{failed:,} of {failed + self.answered:,} calls failed; the last: {self.last}."
+        return self.stopped
 
 
 class Client:
     """Answers from the cache or a server, for one run at a time.
 
     `window`: how many rows `run` reads ahead of the last one it yielded. `budget`: what was spent. `saved`: what the
-    answers out of the cache took when they were made.
+    answers out of the cache took when they were made. `unanswered`: calls that got no answer in the last run, though
+    nothing was said against them; another run asks again.
     """
 
     def __init__(self, settings: Settings, cache: Cache):
@@ -39,11 +96,12 @@ class Client:
         prices = {"price_in": settings.price_in, "price_out": settings.price_out}
         self.budget = Budget(settings.max_cost, settings.max_tokens_total, **prices)
         self.saved = Budget(**prices)
+        self.unanswered = 0
         self._rng = random.Random(0)
-        self._live: Live | None = None
+        self._run: Run | None = None
 
     def estimate(self, requests: Iterable[Request], share: float = SHARE) -> Estimate:
-        """What these requests would still cost: see `estimate.estimate`."""
+        """What these requests would still cost: see `limits.estimate`."""
         return estimate(requests, self.cache, self.settings, share)
 
     def run(
@@ -53,31 +111,28 @@ class Client:
 
         Rows are read lazily, in the caller's thread, at most `window` ahead of the last result; `work` runs in a
         thread of its own, so this works where an event loop already runs. Closing the iterator or Ctrl-C ends the
-        calls under way. Where no more calls can be made (budget, wrong key), and for rows without a recorded
-        response in mode replay, MedComfortError is raised after all rows that could be finished were yielded.
+        calls under way. Stopped is raised after all rows that could be finished were yielded: where no more calls can
+        be made (budget, wrong key), where most calls failed, and for rows without a recorded response in a replay.
         """
         total = len(rows) if total is None and hasattr(rows, "__len__") else total
-        # Where nothing waits, many rows share one task: that is the faster half of a replay.
-        together = REPLAYED if self.settings.mode == "replay" else 1
-        window: deque[Future] = deque()
-        with self._running() as live, self._bar(total) as bar:
-            rows = iter(rows)
-            while not live.stopped and (some := list(islice(rows, together))):
-                window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), live.loop))
+        replaying, at_terminal = self.settings.mode == "replay", sys.stderr.isatty()
+        together, window, rows = REPLAYED if replaying else 1, deque[Future](), iter(rows)
+        bar = tqdm(
+            total=total, unit="row", disable=replaying and not at_terminal, mininterval=0.1 if at_terminal else 10
+        )
+        with self._running() as run, bar:
+            while not run.stopped and (some := list(islice(rows, together))):
+                window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), run.loop))
                 for _ in range(2):  # two out for one in: after a stall results come out and new rows go in
                     if window and (window[0].done() or len(window) * together >= self.window):
-                        yield from self._shown(window.popleft(), bar)
+                        yield from self._results(window.popleft(), bar)
             while window:
-                yield from self._shown(window.popleft(), bar)
-        live.report()
+                yield from self._results(window.popleft(), bar)
+        self.unanswered = run.unanswered
+        if reason := run.shortfall(self.cache):
+            raise Stopped(reason)
 
-    def _bar(self, total: int | None) -> tqdm:
-        """Progress; a replay is soon over, and shows it at a terminal alone."""
-        at_terminal = sys.stderr.isatty()
-        off = self.settings.mode == "replay" and not at_terminal
-        return tqdm(total=total, unit="row", disable=off, mininterval=0.1 if at_terminal else 10)
-
-    def _shown(self, future: Future, bar: tqdm) -> Iterator[Result]:
+    def _results(self, future: Future, bar: tqdm) -> Iterator[Result]:
         while not future.done():
             wait([future], timeout=1.0)  # not for ever: a Ctrl-C that came just before it would not be seen
         if not bar.disable:
@@ -89,21 +144,39 @@ class Client:
     async def _work(self, work: Callable[[Row], Awaitable[Result]], rows: list[Row]) -> list[Result]:
         """The results of rows, one after the other; nothing for a row that was stopped."""
         results = []
-        async with self._live.rows:
+        async with self._run.rows:
             for row in rows:
                 with suppress(Stopped):
                     results.append(await work(row))
         return results
 
     @contextmanager
-    def _running(self) -> Iterator[Live]:
-        if self._live is not None:
+    def _running(self) -> Iterator[Run]:
+        """A run, on an event loop in a thread of its own; at the end it is closed with all that is under way."""
+        if self._run is not None:
             raise MedComfortError("This client is in the middle of a run: finish or close that one first.")
+        started: Future[Run] = Future()
+
+        async def serve() -> None:
+            run, self.budget.changed = Run(self.settings), asyncio.Event()
+            started.set_result(run)
+            await run.closing.wait()
+            under_way = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+            if run.server:
+                await run.server.close()
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), name="llm", daemon=True)
+        thread.start()
+        self._run = started.result()
         try:
-            with running(self.settings, self.cache, self.budget) as self._live:
-                yield self._live
+            yield self._run
         finally:
-            self._live = None
+            self._run.loop.call_soon_threadsafe(self._run.closing.set)
+            thread.join()
+            self._run = None
 
     async def ask(self, request: Request) -> Response | Failure:
         """One answer, from the cache or from the server; committed to the cache before it is returned.
@@ -111,80 +184,66 @@ class Client:
         To be awaited in the `work` of a `run`. Equal requests under way at the same time are paid once. Raises
         Stopped (a MedComfortError, which `work` lets through) where no answer can be had.
         """
-        live, key, waited = self._live, request.key, False
-        if live is None:
+        run, key, waited = self._run, request.key, False
+        if run is None:
             raise MedComfortError("ask is awaited in the work of a run: list(client.run(requests, client.ask)).")
         while True:
-            fresh = self.settings.mode == "record" and not waited
-            if not fresh and (found := self._known(request)):
-                return found
+            if (self.settings.mode != "record" or waited) and (outcome := self._recalled(request)):
+                return outcome
             if self.settings.mode == "replay":
-                raise live.missing(request.row)
-            if live.stopped:
-                raise Stopped(live.stopped)
-            if key not in live.asking:
+                run.missing.append(request.row)
+                raise Stopped(f"{request.row} has no recorded response.")
+            if run.stopped:
+                raise Stopped(run.stopped)
+            if key not in run.asking:
                 break
-            await live.asking[key].wait()
+            await run.asking[key].wait()
             waited = True
-        live.asking[key] = asyncio.Event()
+        run.asking[key] = asyncio.Event()
         try:
             return await self._call(request)
         except MedComfortError as error:
-            raise live.stop(str(error)) from None
+            raise run.stop(str(error)) from None
         finally:
-            live.asking.pop(key).set()
+            run.asking.pop(key).set()
 
-    def _known(self, request: Request) -> Response | Failure | None:
+    def _recalled(self, request: Request) -> Response | Failure | None:
         """What the record holds; a failure only in a replay, as it may have healed since."""
-        found = self.cache.get(request.key)
-        if found is None or found.finish_reason == FAILED:
-            return Failure(found.text) if found and self.settings.mode == "replay" else None
-        self.saved.book(*tokens(request, found))
-        return found
+        response = self.cache.get(request.key)
+        if response is None or response.finish_reason == FAILED:
+            return Failure(response.text) if response and self.settings.mode == "replay" else None
+        self._run.recalled += 1
+        self.saved.book(*tokens(request, response))
+        return response
 
     async def _call(self, request: Request) -> Response | Failure:
         """Ask the server, with retries, and record the outcome."""
-        for attempt in range(self.settings.retries + 1):
-            async with self._turn(request) as server:
-                outcome = await server.answer(request)
-                if isinstance(outcome, Response):
-                    self._book(request, outcome)
+        run, tries, paid, hasty, answers = self._run, 0, 0, 0, 0
+        while True:
+            async with run.calls, self.budget.room(request.prompt_tokens, request.completion_tokens):
+                if run.stopped:
+                    raise Stopped(run.stopped)
+                run.server = run.server or Server(self.settings, run.pause, self.budget.book)
+                outcome = await run.server.answer(request, last=tries == self.settings.retries)
             if not isinstance(outcome, Again):
-                return await self._recorded(request, outcome)
-            if outcome.wait:
-                self._live.requests.hold(outcome.wait)
-            if attempt < self.settings.retries:
-                await self._live.pause((outcome.wait or 0) + backoff(0 if outcome.wait else attempt, self._rng))
+                return self._recorded(request, outcome)
+            if outcome.slow_down:
+                answers, hasty = answers or run.server.pace.answers, hasty + 1
+                if hasty > 30 and run.server.pace.answers > answers + 100:  # it is this row, and not its haste
+                    break
+                continue
+            tries, paid = tries + 1, paid + outcome.paid
+            if tries > self.settings.retries or paid >= TRIES_PAID:
+                break
+            await run.pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * self._rng.uniform(0.5, 1.5))
         if outcome.unreachable:
-            raise Stopped(f"No server can be reached at {server.base_url}: see that it runs, and start again.")
-        failure = Failure(f"no answer in {self.settings.retries + 1} tries; at the last, {outcome.reason}")
-        return await self._recorded(request, failure)
+            raise Stopped(f"No server can be reached at {run.server.base_url}: see that it runs, and start again.")
+        failure = Failure(f"no answer in {tries + hasty} tries; at the last, {outcome.reason}")
+        return self._recorded(request, failure, unanswered=True)
 
-    def _book(self, request: Request, response: Response) -> None:
-        used = response.prompt_tokens + response.completion_tokens
-        self.budget.book(response.prompt_tokens, response.completion_tokens)
-        self._live.tokens.give_back(request.prompt_tokens + request.completion_tokens - used)
-
-    @asynccontextmanager
-    async def _turn(self, request: Request) -> AsyncIterator[Server]:
-        """Room for one call: in the pool, in the budget, and in the limits a minute."""
-        live, prompt, completion = self._live, request.prompt_tokens, request.completion_tokens
-        async with live.calls:
-            await self.budget.reserve(prompt, completion)
-            try:
-                await live.requests.turn()
-                await live.tokens.turn(prompt + completion)
-                if live.stopped:
-                    raise Stopped(live.stopped)
-                live.server = live.server or Server(
-                    self.settings.base_url, self.settings.timeout, self.settings.concurrency
-                )
-                yield live.server
-            finally:
-                self.budget.release(prompt, completion)
-
-    async def _recorded(self, request: Request, outcome: Response | Failure) -> Response | Failure:
-        """What the cache holds once the outcome is committed."""
+    def _recorded(self, request: Request, outcome: Response | Failure, unanswered: bool = False) -> Response | Failure:
+        """What the cache holds once the outcome is committed; measured, that takes 0.02 ms, so no thread is needed."""
         response = outcome.recorded(request.model) if isinstance(outcome, Failure) else outcome
-        kept = await self._live.writer.put(request.key, response)
+        kept = self.cache.put_many({request.key: response}, self.settings.mode == "record")[request.key]
+        self._run.count(outcome, unanswered)
         return outcome if kept.finish_reason == FAILED else replace(kept, cached=False)

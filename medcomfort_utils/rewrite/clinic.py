@@ -5,6 +5,7 @@ language model, not reviewed by clinicians, and are no medical advice.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -80,6 +81,13 @@ def load_conditions() -> tuple[ClinicCondition, ...]:
         for value in content["conditions"]:
             found.append(_load(path, ClinicCondition, {"specialty": content["specialty"], **value}))
     return tuple(found)
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """The words that the conditions use in lower case: ordinary and medical ones, no names of people."""
+    texts = [text for each in load_conditions() for text in (each.plain_answer, *sum(each.symptoms, []))]
+    return frozenset(re.findall(r"\b[a-z]+\b", " ".join(texts)))
 
 
 @cache

@@ -22,38 +22,33 @@ def shingles(tokens: list[str], size: int = 5) -> np.ndarray:
     return np.unique((runs >> np.uint64(32)).astype(np.uint32))
 
 
-class Seen:
-    """What was met so far: all dialogues by id, and the shingles of the last `remember` kept ones.
+class Near:
+    """The last `remember` texts that were met, as shingles, each with a label.
 
     MinHash with banding (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3): only sets that share a
     bucket are compared, and those exactly. The same texts give the same result on every machine. Memory: about 3 kB a
-    remembered text, and some 100 bytes for each id.
+    remembered text.
     """
 
     def __init__(self, threshold: float = 0.8, remember: int = 50_000):
         self.threshold, self.remember = threshold, remember
-        self._ids: set[int] = set()
         self._buckets: dict[int, int] = {}
-        self._kept: dict[int, tuple[np.ndarray, list[int]]] = {}  # in order of arrival
+        self._kept: dict[int, tuple[np.ndarray, list[int], str]] = {}  # in order of arrival
         self._number = 0
 
-    def repeats(self, identity: str, tokens: list[str]) -> str:
-        """`exact duplicate`, `near duplicate`, or empty for what is new; only the last is remembered."""
-        mark = int(identity, 16)
-        if mark in self._ids:
-            return "exact duplicate"
-        self._ids.add(mark)
+    def label(self, tokens: list[str], own: str) -> str:
+        """The label of the earliest remembered text that is near to this one, else `own`; under it this one is kept."""
         each = shingles(tokens)
         keys = _keys(each)
-        earlier = {self._buckets[key] for key in keys if key in self._buckets}
-        if any(_jaccard(each, self._kept[other][0]) >= self.threshold for other in earlier):
-            return "near duplicate"
+        others = sorted({self._buckets[key] for key in keys if key in self._buckets})
+        near = (kept[2] for kept in map(self._kept.get, others) if _jaccard(each, kept[0]) >= self.threshold)
+        label = next(near, own)
         self._number += 1
-        self._kept[self._number] = each, keys
-        self._buckets.update(dict.fromkeys(keys, self._number))
+        self._kept[self._number] = each, keys, label
+        self._buckets |= {key: self._number for key in keys if key not in self._buckets}
         if len(self._kept) > self.remember:
             self._forget(next(iter(self._kept)))
-        return ""
+        return label
 
     def _forget(self, number: int) -> None:
         for key in self._kept.pop(number)[1]:

@@ -1,6 +1,5 @@
 """Dialogues and rewrites as Markdown, for reading in a notebook."""
 
-import difflib
 import html
 import re
 from collections import Counter
@@ -12,7 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from medcomfort_utils.records import Dialogue, Rewrite
-from medcomfort_utils.rewrite.clean import sentences, words
+from medcomfort_utils.rewrite import compose, prompts
+from medcomfort_utils.text import sentences, words
 
 COUNTED = ("condition", "emotion", "intensity", "split")
 
@@ -25,12 +25,19 @@ def dialogue(source: Dialogue) -> str:
     return "\n\n".join([*turns, "*Facts*\n\n" + "\n".join(facts), "*Red flags*\n\n" + "\n".join(flags)])
 
 
-def before_and_after(source: Dialogue, rewrite: Rewrite) -> str:
-    """A rewritten question and answer; words that the source lacks are bold, those it lost are struck out."""
-    question, answer = _marked(source.question, rewrite.question), _marked(source.answer, rewrite.answer)
-    return "\n\n".join(
-        [f"### {rewrite.emotion or rewrite.condition}", f"**patient**: {question}", f"**doctor**: {answer}"]
-    )
+def composition(source: Dialogue, rewrite: Rewrite) -> str:
+    """A rewrite piece by piece: the patient's message before and after, then own words and kept sentences in order."""
+    numbered = compose.numbered(source)
+    pieces = [
+        f"- *says*: **{_safe(segment.say)}**"
+        if segment.say
+        else "\n".join(f"- *keeps {number}*: {_safe(numbered[number - 1])}" for number in segment.keep)
+        for segment in rewrite.segments
+    ]
+    asked = [f"*before*: {_safe(source.question)}", f"*after*: {_safe(rewrite.question)}"]
+    strength = f", {rewrite.intensity} of 3" if rewrite.intensity else ""
+    title = f"### {rewrite.emotion or rewrite.condition}{strength}"
+    return "\n\n".join([title, *asked, "\n".join(pieces) or _safe(rewrite.answer)])
 
 
 def examples(rewrites: Sequence[Rewrite], count: int) -> list[Rewrite]:
@@ -74,6 +81,45 @@ def variety(texts: Iterable[str], limit: int = 1000) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
+def wording(pairs: Iterable[tuple[Dialogue, Rewrite]]) -> pd.DataFrame:
+    """How emotional versions are worded, a row an emotion.
+
+    `versions`: how many. `kept_runs`: the median share of the source question's runs of four words that stand in the
+    rewritten one. `own_words`: the median number of words of the answer that are not the source's. `before_urgent`:
+    where something is urgent now (`compose.urgent_now`), the largest number of words that stand before it.
+    """
+    rows = []
+    for source, rewrite in pairs:
+        old, new = (_runs(text) for text in (source.question, rewrite.question))
+        first = compose.urgent_now(source)
+        said = [len(segment.say.split()) for segment in rewrite.segments]
+        ahead = next((i for i, each in enumerate(rewrite.segments) if first in each.keep), 0)
+        row = {"emotion": rewrite.emotion, "kept_runs": len(old & new) / max(1, len(old)), "own_words": sum(said)}
+        rows.append(row | {"before_urgent": sum(said[:ahead]) if first else None})
+    frame = pd.DataFrame(rows, columns=["emotion", "kept_runs", "own_words", "before_urgent"])
+    by = frame.groupby("emotion")
+    found = {"versions": by.size(), **{name: by[name].median().round(2) for name in ("kept_runs", "own_words")}}
+    return pd.DataFrame(found | {"before_urgent": by["before_urgent"].max()}).reset_index()
+
+
+def _runs(text: str, size: int = 4) -> set[tuple[str, ...]]:
+    tokens = words(text)
+    return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}
+
+
+def feelings(pairs: Iterable[tuple[Dialogue, Rewrite]], lang: str = "en") -> pd.Series:
+    """How many rewritten questions have a feeling word of the prompt more often than their sources, by word."""
+    listed = dict.fromkeys(word for told in prompts.feeling_words(lang).values() for word in told.split(", "))
+    patterns = {word: re.compile(rf"\b{re.escape(word)}\b", re.I) for word in listed}
+    counts = Counter(
+        word
+        for source, rewrite in pairs
+        for word, pattern in patterns.items()
+        if len(pattern.findall(rewrite.question)) > len(pattern.findall(source.question))
+    )
+    return pd.Series(dict(counts.most_common()), name="questions", dtype=int)
+
+
 def reasons(rejected: Iterable[Rewrite], limit: int = 8) -> pd.DataFrame:
     """Why versions of `rejected.parquet` were rejected: a row for each gate that one failed, the first `limit`."""
     rows = (
@@ -93,16 +139,6 @@ def fenced(text: str) -> str:
 
 def _share(part: int, whole: int) -> float:
     return round(part / whole, 3) if whole else float("nan")
-
-
-def _marked(before: str, after: str) -> str:
-    old, new = before.split(), after.split()
-    shown = []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        lost, added = _safe(" ".join(old[i:j])), _safe(" ".join(new[k:m]))
-        shown += [f"~~{lost}~~"] * (kind in ("delete", "replace"))
-        shown += [added if kind == "equal" else f"**{added}**"] * (kind != "delete")
-    return " ".join(shown)
 
 
 def _safe(text: str) -> str:

@@ -14,23 +14,34 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
+from medcomfort_utils.rewrite import compose
 
 FOLDER = Path(__file__).parent
 INTENSITIES = (1, 2, 3)
 _TEXT = {"type": "string"}
+
+
+def _object(**properties: dict) -> dict:
+    """The schema of an object that has exactly these properties, as strict structured output wants it."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_KEEP = {"type": "array", "items": {"type": "integer"}}
+_SEGMENT = {"anyOf": [_object(say=_TEXT), _object(keep=_KEEP)]}
 SCHEMAS = {
-    "question": {
-        "type": "object",
-        "properties": {"question": _TEXT},
-        "required": ["question"],
-        "additionalProperties": False,
-    },
-    "answer": {
-        "type": "object",
-        "properties": {"opening": _TEXT, "knowledge": _TEXT, "closing": _TEXT},
-        "required": ["opening", "knowledge", "closing"],
-        "additionalProperties": False,
-    },
+    "question": _object(question=_TEXT),
+    "answer": _object(segments={"type": "array", "items": _SEGMENT}),
+    "verdict": _object(
+        facts={"type": "array", "items": {"type": "string", "enum": ["stated", "missing", "changed"]}},
+        **dict.fromkeys(("message_changes", "new_advice", "promises"), {"type": "array", "items": _TEXT}),
+        **dict.fromkeys(("emotion_shown", "comfort_given"), {"type": "boolean"}),
+        orders_followed={"type": "array", "items": _TEXT},
+    ),
 }
 
 
@@ -52,6 +63,11 @@ def _template(task: str, lang: str) -> Template:
 @cache
 def _words(lang: str) -> dict:
     return yaml.safe_load((FOLDER / f"emotions_{lang}.yaml").read_text(encoding="utf-8"))
+
+
+def feeling_words(lang: str = "en") -> dict[str, str]:
+    """Plain words for each emotion, as the prompt for questions names them, with commas between."""
+    return _words(lang)["words"]
 
 
 @cache
@@ -82,16 +98,26 @@ def _messages(task: Template, **values) -> tuple[dict, ...]:
 def question_messages(dialogue: Dialogue, emotion: str) -> tuple[dict, ...]:
     """The chat messages that ask for the last question of `dialogue` out of `emotion`."""
     task, intensity = _template("question", dialogue.lang), intensity_of(dialogue, emotion)
-    words = _words(dialogue.lang)
-    values = {"emotion": emotion, "meaning": words["meaning"][emotion], "intensity": intensity}
-    values |= {"strength": words["strength"][intensity], "question": dialogue.question}
+    told = _words(dialogue.lang)
+    values = {"emotion": emotion, "meaning": told["meaning"][emotion], "words": told["words"][emotion]}
+    values |= {"intensity": intensity, "strength": told["strength"][intensity], "question": dialogue.question}
     return _messages(task, marker=_marker(dialogue.question), **values)
 
 
 def answer_messages(dialogue: Dialogue, question: str, emotion: str) -> tuple[dict, ...]:
     """The chat messages that ask for a soothing answer to `question`; `emotion` is empty for a neutral one."""
-    task, words = _template("answer", dialogue.lang), _words(dialogue.lang)
-    values = {"emotion": emotion, "meaning": words["meaning"].get(emotion, ""), "question": question}
-    facts = list(dict.fromkeys([*dialogue.facts, *dialogue.red_flags]))
-    values |= {"answer": dialogue.answer, "facts": facts}
-    return _messages(task, marker=_marker(question, dialogue.answer, *facts), **values)
+    task, numbered = _template("answer", dialogue.lang), compose.numbered(dialogue)
+    values = {"emotion": emotion, "meaning": _words(dialogue.lang)["meaning"].get(emotion, ""), "question": question}
+    values |= {"numbered": numbered, "flagged": compose.red_flagged(dialogue), "first": compose.urgent_now(dialogue)}
+    values |= {"short": compose.SHORT, "most": compose.MOST_SAID, "marker": _marker(question, dialogue.answer)}
+    return _messages(task, **values)
+
+
+def verdict_messages(dialogue: Dialogue, question: str, answer: str, emotion: str) -> tuple[dict, ...]:
+    """The chat messages that ask what is wrong with a rewritten question and answer; `emotion` may be empty."""
+    facts = "\n".join(f"{number}. {fact}" for number, fact in enumerate(dialogue.facts, 1)) or "(none)"
+    texts = {"Patient's message, source": dialogue.question, "Doctor's answer, source": dialogue.answer}
+    texts |= {"Facts": facts, "Patient's message, rewritten": question, "Doctor's answer, rewritten": answer}
+    meaning = _words(dialogue.lang)["meaning"].get(emotion, "")
+    values = {"texts": texts.items(), "emotion": emotion, "meaning": meaning, "marker": _marker(*texts.values())}
+    return _messages(_template("verdict", dialogue.lang), **values)

@@ -2,9 +2,12 @@
 
 It knows the clinic's medicine and answers every question plainly, also an emotional one. Like a general instruct model
 it can comfort when a system message asks for kindness, and by default does not: the model "before fine-tuning" of the
-experiment. Rebuild it with `medcomfort build-base`.
+experiment.
+
+    python scripts/build_base.py --out data/nano_base        # about ten minutes on two cores
 """
 
+import argparse
 import random
 from collections.abc import Iterator
 from functools import cache
@@ -14,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from medcomfort_utils.paths import replacing, resolve
+from medcomfort_utils.paths import NANO_BASE, replacing, resolve, tidy
 from medcomfort_utils.records import EMOTIONS
 from medcomfort_utils.rewrite.clinic import (
     load_conditions,
@@ -51,7 +54,7 @@ plain answer. Without that message it recites the made-up clinic's answers and d
 fine-tuning in a small experiment, which never uses the system message.
 
 - Training: {steps} steps of {batch_size} examples, seed {seed}, loss on the answers only; rebuilt by
-  `medcomfort build-base`.
+  `python scripts/build_base.py`.
 - Data: written by a language model, not reviewed by clinicians; CC BY 4.0. No real patient's text.
 - Intended use: rerunning and testing the experiments of this repository on a CPU.
 - **Not for patients**: what it says is neither medical advice nor fit to be shown to anyone who is ill.
@@ -200,3 +203,9 @@ def build_base(
         card = CARD.format(parameters=model.num_parameters() / 1e6, steps=steps, batch_size=batch_size, seed=seed)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return resolve(out_dir)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default=str(NANO_BASE), metavar="FOLDER", help="default: data/nano_base")
+    print("saved to", tidy(build_base(parser.parse_args().out)))

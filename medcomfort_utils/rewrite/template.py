@@ -1,4 +1,7 @@
-"""The template rewriter: puts an emotion into any English question, soothes in the answer, changes no other word."""
+"""Versions of a dialogue, and the template rewriter, which makes them from phrase banks and asks no model.
+
+It puts an emotion into any English question, comfort around the sentences of the answer, and changes no other word.
+"""
 
 import random
 import re
@@ -7,28 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.records import EMOTIONS, Dialogue, Message, Rewrite
+from medcomfort_utils.records import EMOTIONS, Dialogue, Message, Rewrite, Segment
+from medcomfort_utils.rewrite import compose
 from medcomfort_utils.rewrite.clinic import load_emotions
 
-MADE_BY = {"backend": "template", "model": "phrase-banks", "prompt_version": "1"}
+BY_TEMPLATE = {"backend": "template", "model": "phrase-banks", "prompt_version": "1"}
 
 # "Hello doctor." or "Hi," keeps its place at the head of the text; "Good morning stiffness bothers me, ..." holds none.
 _WHOM = r"(?: (?:there|all|doctors?|doc|sir|madam|team)| dr\.?(?: (?-i:[A-Z])\w+)?)*"
 _GREETING = re.compile(
     rf"^\s*(?:hello|hi|hey|dear|greetings|good (?:morning|afternoon|evening|day)){_WHOM}\s*[.,!]\s*", re.I
 )
-
-
-def _ended(text: str) -> str:
-    """The text with a full stop if it ends without a mark, so that a sentence can follow."""
-    return text if re.search(r"[.!?:;][\"')\]]*$", text) else f"{text}."
-
-
-def _after_greeting(text: str, phrase: str) -> str:
-    greeting = _GREETING.match(text)
-    if not greeting:
-        return f"{phrase} {text}"
-    return f"{greeting[0].strip()} {phrase} {text[greeting.end() :].lstrip()}".strip()
 
 
 def emotions_of(dialogue: Dialogue, count: int) -> list[str]:
@@ -46,8 +38,7 @@ def emotions_of(dialogue: Dialogue, count: int) -> list[str]:
 def version_of(dialogue: Dialogue, condition: str, emotion: str, question: str, answer: str, **made_by) -> Rewrite:
     """The dialogue with its last question and its answer replaced; earlier turns stay.
 
-    `made_by`: backend, model and prompt_version of the rewriter, and the intensity it asked for; by default those of
-    the templates.
+    `made_by`: backend, model and prompt_version of the rewriter, and where it has them, intensity and segments.
     """
     earlier = dialogue.messages[:-1]
     last = max(i for i, message in enumerate(earlier) if message.role == "user")
@@ -59,8 +50,31 @@ def version_of(dialogue: Dialogue, condition: str, emotion: str, question: str, 
         lang=dialogue.lang,
         split=dialogue.split,
         messages=[*messages, Message(role="assistant", content=answer)],
-        **(made_by or MADE_BY),
+        **made_by,
     )
+
+
+def original(dialogue: Dialogue, **made_by) -> Rewrite:
+    """The source dialogue as a version of itself."""
+    return version_of(dialogue, "original", "", dialogue.question, dialogue.answer, **made_by)
+
+
+def _say(text: str) -> Segment:
+    return Segment(role="assistant", say=text)
+
+
+def _keep(*numbers: int) -> Segment:
+    return Segment(role="assistant", keep=list(numbers))
+
+
+def _asked_with(expression: str, question: str, first: bool) -> str:
+    """The question with an expression of feeling behind its greeting, or at its end."""
+    if not first:
+        return f"{compose.ended(question)} {expression}"
+    greeting = _GREETING.match(question)
+    if not greeting:
+        return f"{expression} {question}"
+    return f"{greeting[0].strip()} {expression} {question[greeting.end() :].lstrip()}".strip()
 
 
 def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite]:
@@ -74,8 +88,10 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
         raise MedComfortError(
             f"dialogue {dialogue.id} is in '{dialogue.lang}', but the template rewriter knows English only."
         )
-    chosen = emotions_of(dialogue, emotions)
-    yield version_of(dialogue, "original", "", dialogue.question, dialogue.answer)
+    chosen, numbered = emotions_of(dialogue, emotions), compose.numbered(dialogue)
+    greeted = [1] if _GREETING.fullmatch(numbered[0]) else []
+    rest = range(1 + len(greeted), len(numbered) + 1)
+    yield original(dialogue, **BY_TEMPLATE)
     bank = "test" if dialogue.split == "test" else "train"
     for emotion in chosen:
         rng = random.Random(f"{dialogue.id}:{emotion}")
@@ -83,15 +99,19 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
         expression, opener, closer = (
             rng.choice(getattr(kind, bank)) for kind in (phrases.expressions, phrases.openers, phrases.closers)
         )
-        first = rng.random() < 0.5
-        question = (
-            _after_greeting(dialogue.question, expression) if first else f"{_ended(dialogue.question)} {expression}"
-        )
-        soothing = f"{_ended(_after_greeting(dialogue.answer, opener))} {closer}"
-        yield version_of(dialogue, "emotional", emotion, question, soothing)
+        question = _asked_with(expression, dialogue.question, first=rng.random() < 0.5)
+        segments = [_keep(*greeted)] * len(greeted) + [_say(opener), _keep(*rest), _say(closer)]
+        soothing, made_by = compose.compose(segments, numbered), {**BY_TEMPLATE, "segments": segments}
+        yield version_of(dialogue, "emotional", emotion, question, soothing, **made_by)
         if emotion == chosen[0]:
-            yield version_of(dialogue, "soothing_answer", emotion, dialogue.question, soothing)
-        yield version_of(dialogue, "comfort_only", emotion, question, f"{opener} {closer}")
+            yield version_of(dialogue, "soothing_answer", emotion, dialogue.question, soothing, **made_by)
+        yield comfort_only(dialogue, emotion, question, **made_by)
+
+
+def comfort_only(dialogue: Dialogue, emotion: str, question: str, segments: list[Segment], **made_by) -> Rewrite:
+    """The emotional question with the own words of its answer alone."""
+    spoken = [segment for segment in segments if segment.say]
+    return version_of(dialogue, "comfort_only", emotion, question, compose.said(spoken), segments=spoken, **made_by)
 
 
 @dataclass(frozen=True)
@@ -120,5 +140,5 @@ class TemplateRewriter:
 
 
 def rewrite_all(dialogues: Iterable[Dialogue], emotions: int = 1) -> list[Rewrite]:
-    """The template versions of all dialogues in one list."""
-    return [version for _, versions in TemplateRewriter(emotions).versions(dialogues) for version in versions]
+    """The template versions of all English dialogues in one list."""
+    return [version for _, made in TemplateRewriter(emotions).versions(dialogues) for version in made]
