@@ -28,7 +28,7 @@ _DASHED = {"color": style.FAINT, "lw": 0.7, "ls": (0, (4, 2)), "zorder": 1}
 
 
 class Row(NamedTuple):
-    """A line of a forest plot: its label, the model that it shows and in whose look; without a model it is a heading."""
+    """A line of a forest plot: its label, the model that it shows and in whose look; without a model, a heading."""
 
     label: str
     model: str = ""
@@ -165,7 +165,7 @@ def comfort_by_emotion(results: Results) -> Figure:
     if not emotions:
         raise MedComfortError("there is no reply to an emotional question; run 03_evaluate again.")
     drawn, axes = style.figure(style.PAGE, 62 / 25.4)
-    rows = rows[rows.model.isin(models)].sort_values("model", key=lambda names: names.map(models.index))
+    rows = rows[rows.model.isin(models)].sort_values("model", key=lambda names: names.map(models.index), kind="stable")
     for row in rows.itertuples():
         at = emotions.index(row.emotion) + (models.index(row.model) - (len(models) - 1) / 2) * 0.1
         _point(axes[0, 0], row, at, row.model, hollow=False, across=True)
@@ -255,7 +255,7 @@ def ablation_neutral_fraction(results: Results) -> Figure:
         panel.axhline(values.value[BASE], **_DASHED)
         for place, method in enumerate(varied):
             rows = values.join(cells[cells.method == method], how="inner").sort_values("neutral_fraction")
-            at = rows.neutral_fraction.astype(float) + 0.012 * (place - 1)
+            at = rows.neutral_fraction.astype(float) + 0.02 * (place - (len(varied) - 1) / 2)
             panel.plot(at, rows.value, color=style.colour(method), lw=0.8, alpha=0.6, zorder=3)
             for x, row in zip(at, rows.itertuples(), strict=True):
                 _point(panel, row, x, method, hollow=test_set == "neutral", across=True)
