@@ -21,4 +21,5 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             target = ROOT / f"docs/screenshots/{name}.png"
             own = (f"--user-data-dir={folder}", f"--window-size={size}", f"--screenshot={target}")
-            subprocess.run([CHROMIUM, *OPTIONS, *own, f"{(ROOT / 'build/site').as_uri()}/{page}"], check=True, timeout=120)
+            address = f"{(ROOT / 'build/site').as_uri()}/{page}"
+            subprocess.run([CHROMIUM, *OPTIONS, *own, address], check=True, timeout=120)

@@ -81,10 +81,11 @@ def write_results(folder, models=MODELS, recipes=None, **run):
     steps = [{"model": model, "method": told[0], "seed": seed, "step": step, "metric": metric, "value": 1 / step + seed}
              for model, told in models.items() for seed in range(told[1]) for step in range(1, 13)
              for metric in ("loss", "rewards/margins")]  # fmt: skip
+    broken = {"model": "echo", "metric": "comfort", "expected": "at most 1", "value": 0.1, "holds": True}
     tables = {"training": steps or [dict.fromkeys(("model", "method", "seed", "step", "metric", "value"))],
               "gates": [{"gate": "facts_kept", "condition": "emotional", "checked": 1400, "failed": 12}],
               "cleaning": [{"reason": "read", "count": 465}, {"reason": "kept", "count": 451}],
-              "adversarial": [{"model": "echo", "metric": "comfort", "expected": "any", "value": 0.1, "holds": True}]}  # fmt: skip
+              "adversarial": [broken]}  # fmt: skip
     for name, rows in tables.items():
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
     return folder
@@ -92,12 +93,14 @@ def write_results(folder, models=MODELS, recipes=None, **run):
 
 def write_ablation(folder):
     """Three kinds of pairs, three shares of neutral pairs, and DPO from the base."""
-    recipes = {name: {"method": name[:3], "neutral_fraction": share, "after": "" if name[:3] == "sft" else f"sft-{share}"}
-               for name, share in SHARES.items()}  # fmt: skip
+    recipes = {name: {"method": name[:3], "neutral_fraction": share} for name, share in SHARES.items()}
+    for name, share in SHARES.items():
+        recipes[name] |= {} if name.startswith("sft") else {"after": f"sft-{share}"}
     recipes["sft-plain"] = {"method": "sft", "neutral_fraction": 0.0, "target": "original"}
     recipes["dpo-from-base"] = {"method": "dpo"}
-    models = {name: (told["method"], 1, 0.9, 4 - 3 * told.get("neutral_fraction", 0), 1) for name, told in recipes.items()}
-    return write_results(folder, {"base": MODELS["base"]} | models, recipes)
+    models = {"base": MODELS["base"]}
+    models |= {name: (of["method"], 1, 0.9, 4 - 3 * of.get("neutral_fraction", 0), 1) for name, of in recipes.items()}
+    return write_results(folder, models, recipes)
 
 
 @pytest.fixture
