@@ -132,6 +132,7 @@ def test_every_label_lies_on_the_page_and_off_the_others(name, results, ablation
     found = texts(drawn)
     assert all(box.x0 >= -1 and box.x1 <= drawn.bbox.x1 + 1 and box.y0 >= -1 for _, box in found)
     assert not [(a, b) for i, (a, one) in enumerate(found) for b, other in found[:i] if one.overlaps(other)]
+    assert all(text.get_window_extent().x1 <= axes.bbox.x1 for axes in drawn.axes for text in axes.texts)  # headings
 
 
 def test_bars_of_comfort_vs_knowledge_are_what_the_claims_test(results):

@@ -54,7 +54,8 @@ def differences(a: Results, b: Results) -> pd.DataFrame:
     table = table[table.metric.isin(shown)].assign(value=table.value_b - table.value_a)
     table["low"] = table.value - np.hypot(table.value_b - table.low_b, table.high_a - table.value_a)
     table["high"] = table.value + np.hypot(table.high_b - table.value_b, table.value_a - table.low_a)
-    return table.sort_values("metric", key=lambda names: names.map(shown.index), kind="stable")
+    order = [*shown, *a.methods]
+    return table.sort_values(["metric", "model"], key=lambda names: names.map(order.index), kind="stable")
 
 
 def figure(a: Results, b: Results) -> Figure:
