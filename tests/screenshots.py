@@ -11,7 +11,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # No sandbox, since a container's root has none; it opens our own files only, and no name resolves.
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
            "--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND")  # fmt: skip
-PICTURES = {"site": ("notebooks/04_figures.html#comfort-gained-knowledge-kept", "1280,860"),
+PICTURES = {"site": ("notebooks/04_figures.html", "1280,1640"),
             "telephone": ("index.html", "500,844")}  # fmt: skip
 
 if __name__ == "__main__":

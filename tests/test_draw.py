@@ -61,6 +61,7 @@ def claim_rows(models):
         yield {"id": "comfort_superior", "model": model, "estimate": 3.87, "low": 3.8, "high": 3.94, "p_value": 0.0001,
                "verdict": "supported", "effect_size": 1.5}  # fmt: skip
         yield {"id": "knowledge_maintained", "model": model, "p_value": 0.04} | worse
+        yield {"id": "red_flags_kept", "model": model, "verdict": "no verdict", "reason": "no flag", "estimate": None}
         none = {"verdict": "no verdict", "reason": "too few questions", "estimate": -0.01, "low": -0.04, "high": 0.02}
         yield {"id": "knowledge_maintained_neutral", "model": model} | none
 
@@ -213,7 +214,8 @@ def test_claims_table_shows_small_differences_and_reasons(results):
     rows = tables.claims_table(results).to_numpy().tolist()
     assert rows[0] == ["Comfort superior", "SFT", "3.87 [3.80, 3.94]", "1.50", "< 0.001", "supported"]
     assert rows[1][2:] == ["−0.020 [−0.061, 0.020]", "−0.10", "0.040", "inconclusive"]
-    assert rows[2][3:] == ["–", "–", "no verdict (too few questions)"]
+    assert rows[2][2:] == ["–", "–", "–", "no verdict (no flag)"]
+    assert rows[3][3:] == ["–", "–", "no verdict (too few questions)"]
     assert tables.verdicts(results, "comfort_superior") == "supported for SFT, DPO and KTO"
 
 

@@ -44,11 +44,12 @@ def forest(
     seeds small and faint below.
     """
     sets = [test_set for test_set in ("emotional", "neutral") if test_set in set(values.test_set)]
+    values = values[values.test_set.isin(sets) & values.metric.isin(list(panels))]
     width = style.PAGE if len(panels) > 1 else style.COLUMN
     drawn, grid = style.figure(width, (22 + height * len(rows)) / 25.4, columns=len(panels), sharey=True)
     axes = dict(zip(panels, grid[0], strict=True))
     place = {row.model: (number, row.look or row.model) for number, row in enumerate(rows) if row.model}
-    for row in values[values.model.isin(list(place)) & values.metric.isin(list(panels))].itertuples():
+    for row in values[values.model.isin(list(place))].itertuples():
         number, look = place[row.model]
         at = number + (0.32 * sets.index(row.test_set) - 0.16 if len(sets) > 1 else 0)
         if pd.isna(getattr(row, "seed", None)):
@@ -109,7 +110,8 @@ def _intervals(results: Results) -> str:
 
 def comfort_vs_knowledge(results: Results) -> Figure:
     """What each tuned model gained in comfort and lost in knowledge: the paired differences that the claims test."""
-    claims = results.claims[(results.claims.against == BASE) & results.claims.metric.isin(["comfort", *KNOWLEDGE])]
+    claims = results.claims[(results.claims.against == BASE) & results.claims.estimate.notna()]
+    claims = claims[(claims.metric == "comfort") | (claims.metric.isin(KNOWLEDGE) & claims.margin.notna())]
     values = claims.assign(metric=np.where(claims.metric == "comfort", "comfort", "knowledge"), value=claims.estimate)
     if set(values.metric) != {"comfort", "knowledge"}:
         raise MedComfortError("claims.json: no claims compare models with the base in comfort and in knowledge.")
