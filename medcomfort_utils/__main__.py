@@ -6,14 +6,21 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from medcomfort_utils import flow, paths
+try:
+    from medcomfort_utils import paths
+except KeyboardInterrupt:  # in the first moment
+    sys.exit(130)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code: 0, 1 (told in one sentence), 2 (usage) or 130 (interrupted)."""
+    # Being told to end is like Ctrl-C: kernels are stopped, and nothing half-written stays. Ctrl-C itself is set too,
+    # since a shell starts its background jobs with it ignored.
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.default_int_handler)
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        args.run(args)  # imports what it needs, within reach of Ctrl-C
     except paths.MedComfortError as error:
         return _fail(str(error))
     except OSError as error:
@@ -35,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", metavar="RUN", help="the run's own folder, runs/RUN (default: the profile's name)")
     sub.add_argument("--dry-run", action="store_true", help="show the steps and their commands, run nothing")
     sub.add_argument("--force", action="store_true", help="run steps anew; what they wrote is kept until they end")
-    sub.add_argument("--jobs", type=int, default=0, metavar="N",
-                     help="steps at the same time; results do not hang on it (default: 2, or 1 with a GPU or one core)")  # fmt: skip
+    jobs = "steps at the same time, on which no result hangs (default: 2; 1 with a GPU or one core)"
+    sub.add_argument("--jobs", type=int, default=0, metavar="N", help=jobs)
     sub.set_defaults(run=_reproduce)
     sub = commands.add_parser("publish", help="put a run's results into data/results and the README")
     sub.add_argument("--name", default="nano", metavar="RUN", help="the run, and its folder's name (default: nano)")
@@ -63,39 +70,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", default="", metavar="NAME", help="of the new profile (default: that of the corpus)")
     sub.set_defaults(run=_new_profile)
     sub = commands.add_parser("build-base", help="train the nano base model from scratch, on a CPU")
-    sub.add_argument("--out", default=str(paths.NANO_BASE), metavar="FOLDER", help="default: data/nano_base")
+    sub.add_argument("--out", default="data/nano_base", metavar="FOLDER", help="default: data/nano_base")
     sub.set_defaults(run=_build_base)
     return parser
 
 
 def _reproduce(args: argparse.Namespace) -> None:
-    # Being told to end is like Ctrl-C: the kernel is stopped, and nothing half-written stays. Ctrl-C itself is set
-    # too, since a shell starts its background jobs with it ignored.
-    for told in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(told, signal.default_int_handler)
-    folder = flow.reproduce(
-        args.profile,
-        only=args.only,
-        start=args.start,
-        settings=args.settings,
-        name=args.name,
-        dry_run=args.dry_run,
-        force=args.force,
-        jobs=args.jobs,
-    )
+    from medcomfort_utils import flow
+
+    named = ("only", "start", "settings", "name", "dry_run", "force", "jobs")
+    folder = flow.reproduce(args.profile, **{name: getattr(args, name) for name in named})
     summary = folder / "summary.md"
     if not (args.dry_run or args.only) and summary.exists():
         print(f"\n{summary.read_text(encoding='utf-8')}", end="")
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from medcomfort_utils.draw import paper  # matplotlib is slow to import, and the other commands need none of it
+    from medcomfort_utils.draw import paper
 
     print("published to", paths.tidy(paper.publish(paths.RUNS / args.name, args.name)))
 
 
 def _figures(args: argparse.Namespace) -> None:
-    import papermill  # slow to import
+    import papermill
 
     results = paths.existing(args.results, "--results")
     out = paths.resolve(args.out or f"runs/figures/{results.name}")
@@ -111,7 +108,7 @@ def _figures(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from medcomfort_utils.draw import compare  # matplotlib is slow to import
+    from medcomfort_utils.draw import compare
 
     print(compare.compare(args.run_a, args.run_b, args.out))
 
@@ -136,7 +133,7 @@ def _new_profile(args: argparse.Namespace) -> None:
 
 
 def _build_base(args: argparse.Namespace) -> None:
-    from medcomfort_utils.finetune import nano  # torch and transformers are slow to import
+    from medcomfort_utils.finetune import nano
 
     print("saved to", paths.tidy(nano.build_base(args.out)))
 

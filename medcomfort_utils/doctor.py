@@ -155,29 +155,19 @@ def of_profile(name: str, has_gpu: bool) -> Finding:
 def _lacking(step: Step, has_gpu: bool) -> Iterator[tuple[str, str]]:
     """What a step asks for that is not here, and the parameter that asks for it."""
     given = step.parameters
+    source, base = given.get("source", ""), given.get("base", "")
     if given.get("dtype") in ("float16", "bfloat16") and not has_gpu:
         yield "a GPU", f"dtype {given['dtype']}"
     if given.get("engine") == "unsloth" and not _installed("unsloth"):
         yield "Unsloth", "engine unsloth"
-    if given.get("rewriter") == "llm" and given.get("mode") != "replay" and not _addressed(given):
+    address = given.get("base_url") or any(os.environ.get(name) for name in ADDRESSES)
+    if given.get("rewriter") == "llm" and given["mode"] != "replay" and not address:
         yield "a server of language models", f"base_url, or {ADDRESSES[0]} in the environment"
-    yield from _no_source(str(given.get("source", "")))
-    yield from _no_base(str(given.get("base", "")))
-
-
-def _addressed(given: dict) -> bool:
-    return bool(given.get("base_url") or any(os.environ.get(name) for name in ADDRESSES))
-
-
-def _no_source(source: str) -> Iterator[tuple[str, str]]:
     if source.startswith("hf:"):
         yield f"the data set {source.removeprefix('hf:')}, from the network or the hub's cache", "source"
     elif source not in ("", "clinic") and not paths.resolve(source).exists():
         yield f"the file {source}, which is not there", "source"
-
-
-def _no_base(base: str) -> Iterator[tuple[str, str]]:
-    if base and not base.startswith("${run}") and not paths.resolve(base).exists() and not _cached(base):
+    if base and not paths.resolve(base).exists() and not _cached(base):
         yield f"the model {base}, from the network", "base"
 
 

@@ -1,18 +1,20 @@
 """The steps of a run by papermill, side by side where they can; what is up to date is left alone."""
 
 import contextlib
+import ctypes
 import fcntl
-import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import psutil
 import yaml
@@ -24,9 +26,7 @@ from medcomfort_utils.progress import FILE, Listener
 
 MARK = "MEDCOMFORT_RUN"  # environment variable by which the processes of a run are known
 PATIENCE = 5.0  # seconds; a kernel whose parent was killed ends by itself within two
-SAMPLING = 0.25  # seconds between two looks at memory and progress
-START_TIMEOUT = 120  # seconds for a kernel to start, on a busy machine
-GPU = shutil.which("nvidia-smi") is not None
+LOOK = 0.1  # seconds between two looks at the steps at work
 
 
 def reproduce(
@@ -44,7 +44,7 @@ def reproduce(
 
     `only`, `start`: a step's, model's, notebook's or section's name; other steps are taken as done. `settings`:
     `STEP.PARAM=VALUE`. `force`: run them though they are up to date; what they wrote before goes only when the new is
-    there. `jobs`: steps at the same time, of which results do not hang; 0: two where there are cores and no GPU.
+    there. `jobs`: steps at the same time, on which no result hangs; 0: two where there are cores and no GPU.
     Everything is checked before the first step. Raises MedComfortError when a step fails; what was finished stays,
     and the next call goes on from there. Killing it at any moment does no harm.
     """
@@ -55,28 +55,29 @@ def reproduce(
     if dry_run:
         _show(run, chosen, force)
         return run.folder
-    with _alone(run), contextlib.chdir(paths.ROOT):
-        _put_back(run)
+    with _alone(run):
+        _put_back(run.folder)
         _check_needs(run, chosen)
-        told = yaml.safe_dump(run.effective(), sort_keys=False, allow_unicode=True)
-        paths.write_text(run.folder / "profile.yaml", told)
+        effective = yaml.safe_dump(run.effective(), sort_keys=False, allow_unicode=True)
+        paths.write_text(run.folder / "profile.yaml", effective)
         paths.write_json(run.folder / "versions.json", paths.package_versions())
-        Flow(run, chosen, force, jobs or (1 if GPU else min(2, max(1, (os.cpu_count() or 1) // run.threads)))).go()
+        cores = 1 if shutil.which("nvidia-smi") else (os.cpu_count() or 1) // run.threads
+        Flow(run, chosen, force, jobs or max(1, min(2, cores))).go()
     records = {step.name: fingerprint.read_record(run, step.name) for step in chosen}
     width = max(map(len, records))
     print(f"{'step':<{width}}  seconds  peak MB")
-    for step_name, record in records.items():  # of a step that was up to date: from the time it ran
-        print(f"{step_name:<{width}}  {record['seconds']:>7}  {record['peak_mb']:>7}")
-    for step_name, record in records.items():
+    for each, record in records.items():  # of a step that was up to date: from the time it ran
+        print(f"{each:<{width}}  {record['seconds']:>7}  {record['peak_mb']:>7}")
+    for each, record in records.items():
         if record["incomplete"]:
-            raise MedComfortError(f"{step_name} is incomplete: {record['incomplete']}; the same command goes on there.")
+            raise MedComfortError(f"{each} is incomplete: {record['incomplete']}; the same command goes on there.")
     return run.folder
 
 
-def command(step: Step, run: Run) -> str:
-    """The plain papermill command that the step stands for, ready for a shell in the repository's root."""
+def command(step: Step, copy: Path) -> list[str]:
+    """The words of the plain papermill command that the step stands for, to be run in the repository's root."""
     given = yaml.safe_dump(step.given, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
-    return shlex.join(["papermill", tidy(step.notebook), tidy(_copy(step, run)), "-y", given.strip()])
+    return ["papermill", tidy(step.notebook), tidy(copy), "-y", given.strip()]
 
 
 def _show(run: Run, chosen: list[Step], force: bool) -> None:
@@ -89,164 +90,155 @@ def _show(run: Run, chosen: list[Step], force: bool) -> None:
         if again & set(step.needs):
             reason = reason or "a step it needs runs again"
         again |= {step.name} if reason else set()
-        print(f"{_title(run, step)} ({reason or 'up to date'})\n    {command(step, run)}")
+        print(f"{_title(run, step)} ({reason or 'up to date'})")
+        print(f"    {shlex.join(command(step, run.folder / f'notebooks/{step.name}.ipynb'))}")
 
 
 class Flow:
-    """Steps at work: each is started when what it needs is done and one of `jobs` places is free."""
+    """Steps at work: each starts when what it needs is done and one of `jobs` places is free."""
 
     def __init__(self, run: Run, chosen: list[Step], force: bool, jobs: int):
         self.run, self.force, self.jobs = run, force, jobs
         self.waiting, self.common = list(chosen), fingerprint.shared()
-        self.working: dict[Future, tuple[Step, "_Kernel"]] = {}
+        self.working: list[_Work] = []
         self.error: MedComfortError | None = None
 
     def go(self) -> None:
-        """Run all; raises the first MedComfortError, after the steps at work have ended; Ctrl-C ends them at once."""
+        """Run all; raises the first error when the steps beside it have ended. Ctrl-C ends all at once."""
         listener = Listener(Path(os.environ[FILE]))
-        with ThreadPoolExecutor(self.jobs) as pool:
-            try:
-                while self.working or (self.waiting and not self.error):
-                    self._start(pool)
-                    for future in wait(self.working, SAMPLING, FIRST_COMPLETED).done:
-                        self._end(future)
-                    for _, kernel in self.working.values():
-                        kernel.sample()
-                    for line in listener.lines():
-                        print(f"    {line}", flush=True)
-            except BaseException:
-                while self.working and wait(self.working, SAMPLING).not_done:
-                    _kill(self.run.folder)
-                raise
+        try:
+            while self.working or (self.waiting and not self.error):
+                self._start()
+                for work in [work for work in self.working if work.ended()]:
+                    self._end(work)
+                for line in listener.lines():
+                    print(f"    {line}", flush=True)
+                time.sleep(LOOK)
+        except BaseException:
+            for work in self.working:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                    os.kill(work.process, signal.SIGKILL)
+                    os.waitpid(work.process, 0)
+            _kill(self.run.folder)
+            for work in self.working:
+                paths.remove(work.running)
+                paths.remove(work.said)
+            _put_back(self.run.folder)
+            raise
         if self.error:
             raise self.error
 
-    def _start(self, pool: ThreadPoolExecutor) -> None:
-        ahead = {step.name for step, _ in self.working.values()}
+    def _start(self) -> None:
+        """Start, or pass over, every step that can be."""
         for step in list(self.waiting):
-            if self.error or len(self.working) == self.jobs:
-                return
-            if not ahead & set(step.needs):
-                self.waiting.remove(step)
-                made = fingerprint.made_from(step, self.run, self.common)
-                reason = "forced" if self.force else fingerprint.stale(made, step, self.run)
-                print(f"{_title(self.run, step)} ({reason or 'up to date'})", flush=True)
-                if not reason:
-                    continue
+            undone = {other.name for other in [*self.waiting, *(work.step for work in self.working)]}
+            if self.error or len(self.working) >= self.jobs or undone & set(step.needs):
+                continue
+            self.waiting.remove(step)
+            made = fingerprint.made_from(step, self.run, self.common)
+            reason = "forced" if self.force else fingerprint.stale(made, step, self.run)
+            print(f"{_title(self.run, step)} ({reason or 'up to date'})", flush=True)
+            if reason:
                 if self.force:  # else a notebook may find its old work still good, and keep it
                     _set_aside(step, self.run)
-                kernel = _Kernel()
-                self.working[pool.submit(_perform, step, self.run, made, kernel)] = step, kernel
-            ahead.add(step.name)
+                self.working.append(_Work(step, self.run, made))
 
-    def _end(self, future: Future) -> None:
-        step, kernel = self.working.pop(future)
+    def _end(self, work: "_Work") -> None:
+        self.working.remove(work)
         try:
-            record = future.result() | {"peak_mb": round(kernel.peak)}
-            paths.write_json(fingerprint.record_path(self.run, step.name), record)
-            _forget(self.run.folder / f".{step.name}.before")
-            done = f"done in {record['seconds']} s, peak memory {record['peak_mb']} MB"
-            print(f"{_title(self.run, step)} {done}", flush=True)
+            record = work.record()
+            paths.write_json(fingerprint.record_path(self.run, work.step.name), record)
+            _forget(self.run.folder / f".{work.step.name}.before")
+            said = f"done in {record['seconds']} s, peak memory {record['peak_mb']} MB"
         except MedComfortError as error:
-            _put_back(self.run, step)
+            _put_back(self.run.folder, work.step.name)
             self.error = self.error or error
-            others = ", ".join(other.name for other, _ in self.working.values())
-            print(f"{_title(self.run, step)} failed" + (f"; waiting for {others}" if others else ""), flush=True)
+            others = ", ".join(other.step.name for other in self.working)
+            said = f"failed; waiting for {others}" if others else "failed"
+        print(f"{_title(self.run, work.step)} {said}", flush=True)
 
 
-class _Kernel:
-    """Process id of a step's kernel, once it has started, and the most memory that it and its children had, in MB.
+class _Work:
+    """One step at work: papermill as a process of its own, which writes to a hidden copy until it is done."""
 
-    Sampled, so a shorter peak can be missed; pages that processes share count once for each of them.
-    """
+    def __init__(self, step: Step, run: Run, made: dict[str, str]):
+        self.step, self.run, self.made = step, run, made
+        self.copy = run.folder / f"notebooks/{step.name}.ipynb"
+        self.running = self.copy.with_name(f".{step.name}.running.ipynb")
+        self.said = run.folder / f".{step.name}.tmp.txt"  # by papermill
+        paths.remove(fingerprint.record_path(run, step.name))
+        self.before, self.began = fingerprint.snapshot(run), time.perf_counter()
+        self.copy.parent.mkdir(parents=True, exist_ok=True)
+        options = ["--cwd", str(paths.ROOT), "--no-progress-bar", "--start-timeout", "120", "--log-level", "ERROR"]
+        import_module("papermill.cli")  # once for all steps: it takes seconds
+        self.process = os.fork()
+        if not self.process:
+            _papermill([*command(step, self.running), *options], self.said)
 
-    def __init__(self):
-        self.pid, self.peak = 0, 0.0
+    def ended(self) -> bool:
+        """Whether it has; then `code` and `peak_mb`, the most memory of its largest process, are known."""
+        pid, status, usage = os.wait4(self.process, os.WNOHANG)
+        if pid:
+            self.code = os.waitstatus_to_exitcode(status)
+            self.peak_mb = round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+        return bool(pid)
 
-    def manager(self) -> type:
-        from jupyter_client.manager import AsyncKernelManager
-
-        class Manager(AsyncKernelManager):
-            async def start_kernel(manager, **given):  # noqa: N805 - `self` is the kernel around it
-                await super().start_kernel(**given)
-                self.pid = manager.provisioner.pid
-
-        return Manager
-
-    def sample(self) -> None:
-        with contextlib.suppress(psutil.Error):  # it ended between two calls
-            kernel = psutil.Process(self.pid) if self.pid else None
-            members = [kernel, *kernel.children(recursive=True)] if kernel else []
-            self.peak = max(self.peak, sum(process.memory_info().rss for process in members) / 2**20)
-
-
-def _perform(step: Step, run: Run, made: dict[str, str], kernel: _Kernel) -> dict[str, Any]:
-    """Run one step and return its record; an earlier one goes before it starts."""
-    paths.remove(fingerprint.record_path(run, step.name))
-    before, began = fingerprint.snapshot(run), time.perf_counter()
-    _execute(step, run, kernel)
-    mark, incomplete = paths.resolve(step.parameters.get("out_dir", run.folder)) / "incomplete", ""
-    if mark.is_file():
-        incomplete = mark.read_text(encoding="utf-8").strip() or "it left a file `incomplete`"
-        mark.unlink()
-    seconds = round(time.perf_counter() - began, 1)
-    return {"step": step.name, "finished": datetime.now().astimezone().isoformat(), "seconds": seconds,
-            "incomplete": incomplete, "made_from": made, "files": fingerprint.written(before, step, run)}  # fmt: skip
-
-
-def _execute(step: Step, run: Run, kernel: _Kernel) -> None:
-    """Execute the notebook under a temporary name; a copy that failed is kept as STEP.failed.ipynb."""
-    import papermill  # takes a second to import
-    from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient.exceptions import DeadKernelError
-
-    copy = _copy(step, run)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    running, failed = copy.with_name(f".{step.name}.running.ipynb"), copy.with_name(f"{step.name}.failed.ipynb")
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of types that it cannot parse
-    try:
-        papermill.execute_notebook(
-            step.notebook,
-            running,
-            step.given,
-            progress_bar=False,
-            start_timeout=START_TIMEOUT,
-            extra_arguments=["--log-level=CRITICAL"],  # its errors reach us as cell outputs
-            kernel_manager_class=kernel.manager(),
-        )
-        os.replace(running, copy)
+    def record(self) -> dict:
+        """What is kept of a step that is done; a MedComfortError, and a copy STEP.failed.ipynb, if it failed."""
+        failed, said = self.copy.with_name(f"{self.step.name}.failed.ipynb"), self.said.read_text(errors="replace")
+        paths.remove(self.said)
+        if self.code:
+            if not self.running.exists():
+                raise MedComfortError(f"{tidy(self.copy)} could not be written: {' '.join(said.split())[-300:]}")
+            os.replace(self.running, failed)
+            where = f"{tidy(self.step.notebook)} ({self.step.name})"
+            raise MedComfortError(f"{where}, {_error(failed, said)} [{tidy(failed)}]")
+        os.replace(self.running, self.copy)
         paths.remove(failed)
-    except (papermill.PapermillExecutionError, DeadKernelError) as error:
-        os.replace(running, failed)
-        what = _cell_error(error) if isinstance(error, papermill.PapermillExecutionError) else _death(failed)
-        raise MedComfortError(f"{tidy(step.notebook)} ({step.name}), {what} [{tidy(failed)}]") from None
-    except (NoSuchKernel, RuntimeError, ValueError) as error:  # ValueError: no kernel is named in the notebook
-        raise MedComfortError(f"{tidy(step.notebook)}: its Jupyter kernel did not start: {error}.") from error
-    except OSError as error:
-        raise paths.not_written(error.filename or copy, error) from error
+        mark = paths.resolve(self.step.parameters.get("out_dir", self.run.folder)) / "incomplete"
+        incomplete = (mark.read_text(encoding="utf-8").strip() or "no reason is given") if mark.is_file() else ""
+        paths.remove(mark)
+        return {"step": self.step.name, "finished": datetime.now().astimezone().isoformat(),
+                "seconds": round(time.perf_counter() - self.began, 1), "peak_mb": self.peak_mb,
+                "incomplete": incomplete, "made_from": self.made,
+                "files": fingerprint.written(self.before, self.step, self.run)}  # fmt: skip
+
+
+def _error(failed: Path, said: str) -> str:
+    """The first error of a notebook, or the cell at which its kernel died, or what papermill said last."""
+    cells = [cell for cell in profile.read_notebook(failed).cells if cell.cell_type == "code" and cell.source.strip()]
+    for cell in cells:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                words = " ".join(output.evalue.split())
+                words = words if output.ename == "MedComfortError" else f"{output.ename}: {words}".removesuffix(": ")
+                return f"cell [{cell.execution_count}]: {words}"
+    if "DeadKernelError" in said:
+        started = [cell for cell in cells if cell.metadata.papermill.start_time]
+        return f"cell [{len(started)}]: the kernel died (often for want of memory)."
+    return f"its kernel did not start: {' '.join(said.split())[-300:]}"
+
+
+def _papermill(words: list[str], said: Path) -> NoReturn:
+    """Be the process of a step from here on. Linux ends it when its parent is killed; elsewhere the next run does."""
+    try:
+        os.setsid()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        for stream in (1, 2):
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        os.closerange(3, 1024)  # the lock above all: it must end with the parent
+        os.chdir(paths.ROOT)
+        import_module("papermill.cli").papermill(words[1:], standalone_mode=False)
+        os._exit(0)
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
     finally:
-        paths.remove(running)
-
-
-def _cell_error(error: Any) -> str:
-    said = " ".join(error.evalue.split())
-    said = said if error.ename == "MedComfortError" else f"{error.ename}: {said}".removesuffix(": ")
-    return f"cell [{error.exec_count}]: {said}"
-
-
-def _death(failed: Path) -> str:
-    """Says at which cell the kernel died: the last one that was started."""
-    cells = profile.read_notebook(failed).cells
-    started = [c for c in cells if c.cell_type == "code" and c.metadata.papermill.start_time and c.source.strip()]
-    return f"cell [{len(started)}]: the kernel died (often for want of memory)."
+        os._exit(1)
 
 
 def _title(run: Run, step: Step) -> str:
     return f"[{run.steps.index(step) + 1}/{len(run.steps)}] {step.name}"
-
-
-def _copy(step: Step, run: Run) -> Path:
-    return run.folder / "notebooks" / f"{step.name}.ipynb"
 
 
 def _check_needs(run: Run, chosen: list[Step]) -> None:
@@ -261,29 +253,32 @@ def _check_needs(run: Run, chosen: list[Step]) -> None:
 
 def _set_aside(step: Step, run: Run) -> None:
     """Have what the step wrote the last time out of the way, in a hidden folder, until it has written all anew."""
-    record, theirs = fingerprint.read_record(run, step.name), fingerprint.claimed(run, [s for s in run.steps if s is not step])
-    own = [run.folder / name for name in (record["files"] if record else ()) if name not in theirs]
-    for path in [fingerprint.record_path(run, step.name), *own]:
-        if path.is_file():
-            place = run.folder / f".{step.name}.before" / path.relative_to(run.folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
+    theirs = fingerprint.claimed(run, [other for other in run.steps if other is not step])
+    own = [run.folder / name for name in fingerprint.claimed(run, [step]) - theirs]
+    _move([fingerprint.record_path(run, step.name), *own], run.folder, run.folder / f".{step.name}.before")
 
 
-def _put_back(run: Run, step: Step | None = None) -> None:
-    """Give the earlier results of a step (of all) that was run anew, and did not finish, their places again."""
-    for aside in run.folder.glob(f".{step.name if step else '*'}.before"):
-        for path in [path for path in aside.rglob("*") if path.is_file()]:
-            place = run.folder / path.relative_to(aside)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
+def _put_back(folder: Path, step: str = "*") -> None:
+    """Give the earlier results of a step that was run anew, and did not finish, their places again."""
+    for aside in folder.glob(f".{step}.before"):
+        _move(list(aside.rglob("*")), aside, folder)
         _forget(aside)
 
 
+def _move(files: list[Path], old: Path, new: Path) -> None:
+    for file in files:
+        if file.is_file():
+            place = new / file.relative_to(old)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
+
+
 def _forget(aside: Path) -> None:
-    """Remove it all at once: half of it must not come back."""
+    """Remove a folder all at once: half of it must not come back."""
     if aside.exists():
-        paths.remove(os.replace(aside, aside.with_suffix(".tmp")) or aside.with_suffix(".tmp"))
+        gone = aside.with_suffix(".tmp")
+        os.replace(aside, gone)
+        paths.remove(gone)
 
 
 @contextlib.contextmanager
@@ -293,8 +288,6 @@ def _alone(run: Run) -> Iterator[None]:
     Raises MedComfortError if another process is at work on it. The lock ends with the process, however that ends.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {MARK: str(run.folder), FILE: str(run.folder / ".progress.tmp"), "OMP_NUM_THREADS": str(run.threads),
-                   "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # fmt: skip
     with (run.folder / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,25 +302,21 @@ def _alone(run: Run) -> Iterator[None]:
         _kill(run.folder, PATIENCE)
         for half in [*run.folder.rglob(".*.tmp*"), *run.folder.rglob(".*.running.ipynb")]:
             paths.remove(half)
-        before = dict(os.environ)
-        os.environ.update(environment)
-        Path(environment[FILE]).touch()
+        progress, before = run.folder / ".progress.tmp", dict(os.environ)
+        progress.touch()
+        os.environ |= {MARK: str(run.folder), FILE: str(progress), "OMP_NUM_THREADS": str(run.threads)}
         try:
             yield
         finally:
-            paths.remove(environment[FILE])
+            paths.remove(progress)
             os.environ.clear()
-            os.environ.update(before)
+            os.environ |= before
 
 
 def _kill(folder: Path, patience: float = 0) -> None:
     """End the processes of a run, lest they write on; those that end by themselves within `patience` seconds may."""
-    mine = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(MARK) == str(folder)]
-    _, alive = psutil.wait_procs([p for p in mine if p.pid != os.getpid()], timeout=patience)
+    marked = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(MARK) == str(folder)]
+    _, alive = psutil.wait_procs([p for p in marked if p.pid != os.getpid()], timeout=patience)
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=PATIENCE)
-
-
-if __name__ == "__main__":
-    sys.exit("run `medcomfort reproduce`")

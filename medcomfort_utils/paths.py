@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import psutil
+
+if TYPE_CHECKING:  # else whoever asks the command for help waits for it
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -128,7 +131,7 @@ def read_json(path: str | Path, what: str) -> object:
         ) from error
 
 
-def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
+def write_frame(path: str | Path, frame: "pd.DataFrame") -> Path:
     """Write a DataFrame to parquet, atomically."""
     with replacing(path) as temporary:
         frame.to_parquet(temporary, index=False)
@@ -136,7 +139,7 @@ def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
 
 
 def effective_parameters(namespace: dict) -> dict:
-    """The values of the names that a notebook's parameters cell declares (`name: type = value`), from its `globals()`."""
+    """The values of what a notebook's parameters cell declares (`name: type = value`), from its `globals()`."""
     return {name: namespace[name] for name in namespace["__annotations__"]}
 
 

@@ -41,8 +41,8 @@ class _Profile(BaseModel):
 class Step:
     """One notebook to run once.
 
-    `given`: what the profile, --set and the plan say; `parameters`: with the notebook's defaults; `planned`: the part
-    that the plan fills in, folders above all. `model`: what 02 trains; `after`: the model it starts from.
+    `parameters`: all of them; `given`: those that differ from the notebook's defaults; `planned`: those that the plan
+    fills in, folders above all. `model`: what 02 trains; `after`: the model it starts from.
     """
 
     name: str
@@ -253,7 +253,7 @@ def _planned(step: Step, run: Run) -> dict[str, Any]:
         return {"name": step.model, "rewrites": f"{folder}/rewrites.parquet", "init_from": start,
                 "out_dir": f"{folder}/models"}  # fmt: skip
     if step.section == "evaluate":
-        base = {key: training[0].given[key] for key in ("base", "revision") if training and key in training[0].given}
+        base = {key: training[0].parameters[key] for key in ("base", "revision") if training}
         models = {} if "models_dir" in step.given else {"models": [s.model for s in training]}
         return base | models | {"dialogues": f"{folder}/dialogues.parquet", "rewrites": f"{folder}/rewrites.parquet",
                                 "models_dir": f"{folder}/models", "out_dir": folder}  # fmt: skip
@@ -273,7 +273,7 @@ def _complete(step: Step, defaults: dict[str, Any], where: str) -> None:
         step.parameters = schema.check(step.notebook.stem, defaults | step.given)
     except MedComfortError as error:
         raise MedComfortError(f"{where}: {error}") from None
-    step.given = {name: step.parameters[name] for name in step.given if name in defaults}
+    step.given = {name: value for name, value in step.parameters.items() if value != defaults[name]}
 
 
 def _apply(setting: str, run: Run, defaults: dict[Path, dict[str, Any]]) -> None:

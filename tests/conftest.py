@@ -16,7 +16,7 @@ LONGEST = (
     "notebooks",
     "test_docs.py",
     "test_checkpoints.py",
-    "test_pipeline.py",
+    "test_flow.py",
     "test_finetune_parity.py",
     "test_draw.py",
 )

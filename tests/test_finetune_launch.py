@@ -20,13 +20,12 @@ CONFIGS = paths.PROFILES / "accelerate"
 
 
 def profile(folder, rewrites, base, batch_size):
-    """A profile of three steps, one a method, each of four optimiser steps."""
+    """A profile of three models, one a method, each of four optimiser steps."""
     shared = {"rewrites": write_rewrites(folder / "rewrites.parquet", rewrites), "base": base, "against": ["original"],
               "learning_rate": 1e-3, "max_steps": 4, "batch_size": batch_size, "lora_rank": 4, "max_length": 0,
               "sft_weight": 0.0, "out_dir": str(folder / f"models-{batch_size}")}  # fmt: skip
-    steps = [{"notebook": "02_finetune", "name": m, "parameters": shared | {"method": m}} for m in examples.METHODS]
     path = folder / f"batches-of-{batch_size}.yaml"
-    path.write_text(yaml.safe_dump({"name": "two", "steps": steps}))
+    path.write_text(yaml.safe_dump({"name": "two", "train": shared, "models": {m: {} for m in examples.METHODS}}))
     return path
 
 
@@ -62,7 +61,7 @@ def test_two_processes_leave_the_weights_of_one(launched, method):
 
 def test_a_profile_without_the_method_and_an_unknown_one_are_told(tiny, rewrites, tmp_path, capsys):
     told = yaml.safe_load(profile(tmp_path, rewrites, tiny, 2).read_text())
-    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(told | {"steps": told["steps"][:1]}))
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(told | {"models": {"sft": {}}}))
     assert trainers.main(["--profile", str(tmp_path / "sft.yaml"), "--method", "kto"]) == 1
     assert trainers.main(["--profile", "pper", "--method", "sft"]) == 1
     said = capsys.readouterr().err.splitlines()

@@ -20,34 +20,15 @@ from medcomfort_utils.paths import ROOT
 
 PROFILE = """
 name: small
-steps:
-  - notebook: 01_rewrite
-    parameters: {source: docs/example_dialogues.jsonl, rewriter: template, emotions: 1, out_dir: "${run}"}
-  - notebook: 02_finetune
-    parameters:
-      rewrites: "${run}/rewrites.parquet"
-      out_dir: "${run}/models"
-      max_steps: 3
-      batch_size: 2
-      more: {save_steps: 1}
-  - notebook: 03_evaluate
-    parameters:
-      dialogues: "${run}/dialogues.parquet"
-      rewrites: "${run}/rewrites.parquet"
-      models_dir: "${run}/models"
-      max_new_tokens: 8
-      out_dir: "${run}"
-  - notebook: 04_figures
-    parameters:
-      results_dir: "${run}"
-      ablation_dir: "${run}"
-      figures_dir: "${run}/figures"
-      tables_dir: "${run}/paper"
-      summary: "${run}/summary.md"
+rewrite: {source: docs/example_dialogues.jsonl, rewriter: template, emotions: 1}
+train: {max_steps: 3, batch_size: 2, more: {save_steps: 1}}
+models: {sft: {}, dpo: {after: sft}}
+evaluate: {max_new_tokens: 8}
+figures: {}
 """
 RESULTS = {"dialogues.parquet", "rewrites.parquet", "scores.parquet", "results.json", "claims.json", "summary.md",
            "models/sft-seed0/model.safetensors", "figures/comfort_vs_knowledge.pdf"}  # fmt: skip
-DISTURBED = ("01_rewrite", "02_finetune", "03_evaluate", "04_figures")
+DISTURBED = ("01_rewrite", "02_finetune-sft", "02_finetune-dpo", "03_evaluate", "04_figures")
 NAMES = ("undisturbed-run", "broken-off-run")  # words that stand in no text
 TOLD = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -123,7 +104,7 @@ def test_killed_in_every_step_and_interrupted_it_ends_like_an_undisturbed_run(un
         torn.wait_for(step, moments.uniform(0.2, 0.6) * seconds[step])
         torn.kill(kernels=number % 2 == 0)
         assert torn.process.returncode == -signal.SIGKILL
-        if step == "02_finetune":
+        if step == "02_finetune-sft":
             interrupt(folder, run, moments.uniform(1, 6))  # the step takes longer on any machine, to import alone
     last = Reproducing(folder, NAMES[1])
     last.end()
@@ -136,8 +117,11 @@ def test_killed_in_every_step_and_interrupted_it_ends_like_an_undisturbed_run(un
 def interrupt(folder, run, seconds):
     """Ctrl-C in 02: one line, exit code 130, nothing half-written, no kernel left."""
     stopped = Reproducing(folder, NAMES[1])
-    stopped.wait_for("02_finetune", seconds)
-    kernels = psutil.Process(stopped.process.pid).children(recursive=True)
+    stopped.wait_for("02_finetune-sft", seconds)
+    kernels = []
+    while stopped.process.poll() is None and not kernels:  # papermill itself takes seconds to import
+        kernels = psutil.Process(stopped.process.pid).children(recursive=True)
+        time.sleep(0.05)
     os.killpg(stopped.process.pid, signal.SIGINT)
     assert stopped.process.wait(60) == 130
     said = stopped.said[1].read_text().strip().splitlines()
