@@ -16,10 +16,10 @@ import pytest
 import transformers
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from shown import code_cells
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
+from medcomfort_utils.schema import code_cells
 
 LIBRARIES = ("trl", "peft", "transformers", "unsloth", "papermill", "accelerate", "datasets", "huggingface_hub")
 TOKENIZER = transformers.PreTrainedTokenizerBase
@@ -56,7 +56,8 @@ def modules():
     """(name, syntax tree) of every module and benchmark, and of every notebook's code."""
     files = [*(ROOT / "medcomfort_utils").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
     found = [(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in files]
-    found += [(path.name, "\n".join(code_cells(path))) for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        found.append((path.name, "\n".join(cell["source"] for cell in code_cells(path))))
     return [(name, ast.parse(source)) for name, source in found]
 
 

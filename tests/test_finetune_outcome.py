@@ -12,13 +12,13 @@ import torch
 import yaml
 from finetuning import EACH, HYPER, fit, undisturbed, write_rewrites
 from safetensors.torch import load_file
-from shown import code_cells
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.integrations import integration_utils
 
 from medcomfort_utils import paths
 from medcomfort_utils.finetune import card, engine, hyperparameters, trainers
 from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.schema import code_cells
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_evaluation_renews_the_cards_of_the_models_below_it(trained, tmp_pat
     paths.write_json(tmp_path / "results.json", [row | {"low": 1.0, "high": 2.0, "n": 4}])
     card.renew(tmp_path)
     assert "| comfort | neutral | 1.500 | 1.000 to 2.000 | 4 |" in body(models / "sft-seed0")
-    cells = "\n".join(code_cells(paths.NOTEBOOKS / "03_evaluate.ipynb"))
+    cells = "\n".join(cell["source"] for cell in code_cells(paths.NOTEBOOKS / "03_evaluate.ipynb"))
     assert cells.index('out / "results.json"') < cells.index("card.renew(out)")
 
 

@@ -14,10 +14,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from shown import code_cells
 
 import medcomfort_utils
 from medcomfort_utils.paths import NOTEBOOKS, ROOT
+from medcomfort_utils.schema import code_cells
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -76,7 +76,7 @@ def imports_below(folder):
 
 
 def notebook_imports():
-    cells = [cell for path in NOTEBOOKS.glob("*.ipynb") for cell in code_cells(path)]
+    cells = [cell["source"] for path in NOTEBOOKS.glob("*.ipynb") for cell in code_cells(path)]
     return distributions(set().union(*map(imported, cells)))
 
 
