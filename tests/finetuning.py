@@ -7,24 +7,30 @@ from contextlib import contextmanager
 
 import pytest
 
-from medcomfort_utils.finetune import examples, hyperparameters, trainers
+from medcomfort_utils.finetune import data, trainers
+from medcomfort_utils.finetune.methods import METHODS
 from medcomfort_utils.parquet import write_records
 from medcomfort_utils.records import Rewrite
+from medcomfort_utils.schema import Hyper
 
-HYPER = hyperparameters.Hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
+HYPER = Hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
 RANKS = {"lora": 4, "full": 0}
 BOTH = pytest.mark.parametrize("way", RANKS)
-EACH = pytest.mark.parametrize("method", examples.METHODS)
+EACH = pytest.mark.parametrize("method", METHODS)
+
+
+def changed(**values):
+    return HYPER.model_copy(update=values)
 
 
 def rows_of(method, rewrites, seed=0):
-    return examples.rows_for(method, rewrites, seed, against=["original", "comfort_only"])
+    return data.rows_for(method, rewrites, seed, against=["original", "comfort_only"])
 
 
 def fit(method, way, rewrites, base, folder, seed=0, hyper=HYPER, **options):
     """One run of a few steps; the curves."""
     hyper = hyper.model_copy(update={"lora_rank": RANKS[way]})
-    return trainers.train(method, rows_of(method, rewrites, seed), hyper, seed, base, folder, **options)
+    return trainers.train(data.prepare(method, rows_of(method, rewrites, seed), base, hyper, seed), base, folder, **options)
 
 
 def undisturbed(rewrites, base, folder):
