@@ -1,36 +1,28 @@
-"""The nano base, the engine and the trainers, with a model so small that a run takes a second."""
+"""Methods, examples, training and what comes out, with a model so small that a run takes a second."""
 
 import ast
-import filecmp
 import importlib
-import importlib.util
 import itertools
 import math
-import os
-import random
-import re
-import shutil
-import sys
-from pathlib import Path
+import typing
 
+import huggingface_hub
 import pandas as pd
 import pytest
 import torch
+import trl
 import yaml
 from conftest import turn
-from finetuning import BOTH, EACH, HYPER, fit, notes, rows_of, same_weights, small_disk, undisturbed
+from datasets import Dataset
+from finetuning import BOTH, EACH, HYPER, changed, fit, notes, rows_of, same_weights, undisturbed, write_rewrites
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.trainer import kto_trainer
 
-from medcomfort_utils import paths
-from medcomfort_utils.finetune import engine, examples, hyperparameters, nano, trainers
+from medcomfort_utils import paths, schema
+from medcomfort_utils.finetune import card, data, engine, methods, trainers
+from medcomfort_utils.finetune.methods import METHODS
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.rewrite import clinic
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny):
-    return engine.load_tokenizer(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -38,291 +30,155 @@ def trained(tiny, rewrites, tmp_path_factory):
     return undisturbed(rewrites, tiny, tmp_path_factory.mktemp("models"))
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["It hurts!\n\tA lot…", "咳嗽三天了，很害怕", "🤒👩‍⚕️🇩🇪", "½ µg/ml", "\u202eno\u0301 \x00\ufeff", " a  b "],
-)
-def test_any_text_survives_the_tokenizer(tokenizer, text):
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(tokens, clean_up_tokenization_spaces=False).encode() == text.encode()
+def row(answer, other=None, label=None, question="I have a cough."):
+    made = {"prompt": turn("user", question)}
+    if other is not None:
+        return made | {"chosen": turn("assistant", answer), "rejected": turn("assistant", other)}
+    return made | {"completion": turn("assistant", answer)} | ({} if label is None else {"label": label})
 
 
-def test_the_template_renders_an_answer_after_its_prompt(tokenizer):
-    prompt = turn("system", "Be kind.") + turn("user", "Why?") + turn("assistant", "So.") + turn("user", "And 咳嗽?")
-    head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-    whole = tokenizer.apply_chat_template(
-        prompt + turn("assistant", "Rest."), return_dict=True, return_assistant_tokens_mask=True
-    )
-    assert whole["input_ids"][: len(head)] == head
-    assert whole["input_ids"][-1] == tokenizer.eos_token_id
-    answers = [t for t, shown in zip(whole["input_ids"], whole["assistant_masks"], strict=True) if shown]
-    assert tokenizer.decode(answers) == "So.<|end|>Rest.<|end|>"
-
-
-def test_the_base_never_meets_what_is_kept_for_the_test_set(monkeypatch):
-    monkeypatch.setattr(nano, "_blurred", lambda text, rng, loose: text)  # left out words would hide a phrase
-    rng, loose = random.Random(1), nano.loose_texts()
-    met = "\n".join("".join(nano.example(rng, loose)) for _ in range(2000))
-    frames = yaml.safe_load((clinic.CLINIC / "questions.yaml").read_text(encoding="utf-8"))["test"]
-    kept = [text for part in ("reports", "asks", "greetings") for text in frames[part] if text]
-    patterns = [re.sub(r"\\\{\w+\\\}", ".+", re.escape(text)) for text in kept]
-    patterns += [re.escape(p[-1]) for condition in clinic.load_conditions() for p in condition.symptoms]
-    for found in clinic.load_emotions().values():
-        patterns += [re.escape(p) for bank in (found.expressions, found.openers, found.closers) for p in bank.test]
-    assert len(patterns) > 500 and not [pattern for pattern in patterns if re.search(pattern, met)]
-    assert re.search("For .+ I have had .+", met) and any(passage in met for passage in clinic.load_passages())
-
-
-def test_the_base_is_the_same_each_time(nano_built, tmp_path):
-    again = nano.build_base(tmp_path / "again", steps=2, batch_size=2)
-    files = ["model.safetensors", "tokenizer.json", "config.json", "README.md"]
-    assert filecmp.cmpfiles(nano_built, again, files, shallow=False)[0] == files
-
-
-def test_source_of_a_model(tiny, tmp_path, monkeypatch):
-    assert engine.source_of(tiny) == tiny
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    shutil.copytree(tiny, tmp_path / "data" / "base")
-    assert engine.source_of("data/base") == str(tmp_path / "data" / "base")
-    assert engine.source_of("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
-    assert engine.source_of("gpt2") == "gpt2"
-
-
-@pytest.mark.parametrize("model", ["data/nano_bse", "./nano", "../nano", "/no/nano", "a/b/c", "data", "hub name", ""])
-def test_a_mistyped_path_is_not_asked_of_the_hub(model):
-    with pytest.raises(MedComfortError, match="is no model folder"):
-        engine.source_of(model)
-
-
-@pytest.mark.parametrize("weights", [None, "pytorch_model.bin"])
-def test_only_safetensors_are_read(tiny, tmp_path, weights):
-    shutil.copy(f"{tiny}/config.json", tmp_path)
-    if weights:
-        (tmp_path / weights).write_bytes(b"a pickle")
-    with pytest.raises(MedComfortError, match=r"holds no \.safetensors weights"):
-        engine.source_of(str(tmp_path))
-
-
-def test_a_model_that_the_hub_cannot_give_is_told_in_a_sentence(tiny, tmp_path):
-    with pytest.raises(MedComfortError, match="model: nobody/nothing has no tokenizer here") as raised:
-        engine.load("nobody/nothing")
-    assert "\n" not in str(raised.value)
-    shutil.copytree(tiny, tmp_path / "base")
-    (tmp_path / "base" / "chat_template.jinja").unlink()
-    with pytest.raises(MedComfortError, match="has no chat template"):
-        engine.load(str(tmp_path / "base"))
-
-
-def spoilt(tiny, folder, name, content):
-    """A copy of the tiny model with one file changed: cut to half if `content` is None."""
-    shutil.copytree(tiny, folder)
-    file = folder / name
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
-    return str(folder)
-
-
-SPOILT = [
-    ("model.safetensors", None, "cannot be loaded"),
-    ("model.safetensors", b"", "cannot be loaded"),
-    ("config.json", None, "not a valid JSON file"),
-    ("config.json", b'{"model_type": "t5"}', "cannot be loaded"),
-    ("tokenizer.json", None, "the tokenizer of .* cannot be read; copy or download the model again"),
-    ("chat_template.jinja", b"{{ messages }", "chat template cannot render an example"),
-    ("chat_template.jinja", b"{{ raise_exception('no such role') }}", r"cannot render an example \(no such role\)"),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "told"), SPOILT)
-def test_a_model_that_is_damaged_is_told_in_a_sentence(tiny, rewrites, tmp_path, name, content, told):
-    with pytest.raises(MedComfortError, match=told) as raised:
-        fit("sft", "lora", rewrites, spoilt(tiny, tmp_path / "base", name, content), tmp_path / "model")
-    assert "\n" not in str(raised.value) and not (tmp_path / "model").exists()
-
-
-def test_an_adapter_needs_its_projections(tiny, rewrites, tmp_path, tokenizer):
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=128)
-    config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, None
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(MedComfortError, match="^lora_rank: .*gpt2 has none of the projections q_proj, .* set it to 0"):
-        fit("sft", "lora", rewrites, str(tmp_path / "gpt2"), tmp_path / "model")
-
-
-def without_unsloth(monkeypatch, found):
-    def broken(name):
-        raise NotImplementedError("no accelerator")
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    monkeypatch.setattr(importlib, "import_module", broken)
-
-
-def test_the_engine_is_settled(monkeypatch):
-    assert engine.prepare("trl") == "trl" and "unsloth" not in sys.modules
-    with pytest.raises(MedComfortError, match="engine must be auto, unsloth or trl, not 'vllm'"):
-        engine.prepare("vllm")
-    for found in (None, "there, but broken"):
-        without_unsloth(monkeypatch, found)
-        assert engine.prepare("auto") == "trl"
-        with pytest.raises(MedComfortError, match="Unsloth cannot be imported here .*; choose engine trl"):
-            engine.prepare("unsloth")
-
-
-def test_no_remote_code_and_no_pickle_in_the_package():
-    forbidden, remote, seen = {"pickle", "dill", "joblib", "cloudpickle"}, "trust_remote_code", 0
-    for file in (paths.ROOT / "medcomfort_utils").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-                assert not forbidden & names, file
-            if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in ("torch.load", "yaml.load", "pd.read_pickle", "eval", "exec"), file
-            if isinstance(node, ast.keyword) and node.arg == remote:
-                seen += 1
-                assert ast.unparse(node.value) == "False", file
-            if isinstance(node, ast.Dict):
-                given = [v for k, v in zip(node.keys, node.values, strict=True) if getattr(k, "value", "") == remote]
-                seen += len(given)
-                assert all(ast.unparse(value) == "False" for value in given), file
-    assert seen >= 2
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_is_loaded_in_its_dtype(tiny, dtype):
-    model, _ = engine.load(tiny, dtype=dtype)
-    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
-
-
-def test_the_adapter():
-    assert engine.adapter(0, 32) is None
-    lora = engine.adapter(8, 16, 0.05)
-    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.05)
-    assert lora.target_modules == set(engine.LORA_TARGETS)
-
-
-@torch.no_grad()
-def logits(model, tokenizer):
-    asked = tokenizer.apply_chat_template(turn("user", "I cough."), add_generation_prompt=True, return_tensors="pt")
-    return model.eval()(**asked).logits
+def test_the_parameters_know_the_methods():
+    assert set(typing.get_args(schema.Finetuning.model_fields["method"].annotation)) == set(METHODS)
 
 
 @EACH
-def test_a_merged_model_is_the_base_with_its_adapter(trained, tiny, tokenizer, method):
-    folder, _ = trained(method, "lora")
-    merged = logits(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
-    plain = logits(AutoModelForCausalLM.from_pretrained(tiny), tokenizer)
-    apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), folder / "adapter")
-    assert torch.allclose(merged, logits(apart, tokenizer), atol=1e-4)
-    assert (merged - plain).abs().max() > 2e-3
-
-
-def test_a_model_is_saved_whole_or_not_at_all(tiny, tmp_path):
-    trained, out, tokenizer = Path(tiny), tmp_path / "model", engine.load_tokenizer(tiny)
-    engine.save(trained, tiny, tokenizer, out, "float32", {"training.json": "{}"})
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "training.json"} <= set(before)
-    with pytest.raises(TypeError):
-        engine.save(trained, tiny, tokenizer, out, "float32", {"training.json": None})
-    with small_disk(100_000), pytest.raises(MedComfortError, match="model could not be written"):
-        engine.save(trained, tiny, tokenizer, out, "float32", {})
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-    assert os.listdir(tmp_path) == ["model"]
-
-
-def taught(method, row):
-    """(prompt, answer) token ids of each answer in a row of the trainer's own data set."""
-    if method == "sft":
-        start = row["labels"].count(-100)
-        assert row["labels"] == [-100] * start + row["input_ids"][start:]
-        return [(row["input_ids"][:start], row["input_ids"][start:])]
-    sides = ("chosen_ids", "rejected_ids") if method == "dpo" else ("completion_ids",)
-    return [(row["prompt_ids"], row[side]) for side in sides]
+def test_rows_are_of_the_training_split_and_shuffled_by_seed(rewrites, method):
+    rows, other = data.rows_for(method, rewrites, 0), data.rows_for(method, rewrites, 1)
+    assert not any("sore throat" in row["prompt"][0]["content"] for row in rows)
+    assert rows == data.rows_for(method, rewrites, 0) != other and sorted(map(str, rows)) == sorted(map(str, other))
 
 
 @EACH
-def test_the_rendered_example_is_what_the_trainer_sees(tiny, rewrites, tmp_path, method):
-    rows = rows_of(method, rewrites)
-    model, tokenizer = engine.load(tiny)
-    config = hyperparameters.arguments(method, HYPER, 0, tmp_path)
-    seen = trainers.build(method, model, tokenizer, rows, config, engine.adapter(4, 8)).train_dataset
-    assert len(seen) == len(rows)
-    for row, real in zip(rows, seen, strict=True):
-        shown = examples.rendered(row, tokenizer).drop(columns="answer").itertuples(index=False, name=None)
-        for (head, tail, without, with_loss), (prompt, answer) in zip(shown, taught(method, real), strict=True):
-            for text, count, ids in ((head, without, prompt), (tail, with_loss, answer)):
-                assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids and count == len(ids)
-            assert answer[-1] == tokenizer.eos_token_id
+def test_nothing_is_trained_on_a_target_without_rows(rewrites, method):
+    plain = [r for r in rewrites if r.condition != "emotional"]
+    with pytest.raises(MedComfortError, match=rf"^target: .* no training example of emotional for {method} \(\d others\)"):
+        data.rows_for(method, plain, 0)
+    with pytest.raises(MedComfortError, match="^method: there is no 'ppo'"):
+        data.rows_for("ppo", rewrites, 0)
 
 
-def test_a_template_that_breaks_training_is_refused(tokenizer, rewrites):
-    row = rows_of("sft", rewrites)[0]
-    broken = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    for old, new in (("{{ message.content }}<|end|>{%", "{{ message.content }}{%"), ("{% if add", "So:{% if add")):
-        broken.chat_template = tokenizer.chat_template.replace(old, new)
-        assert broken.chat_template != tokenizer.chat_template
-        with pytest.raises(MedComfortError, match="must render the answer after its prompt and close it"):
-            examples.rendered(row, broken)
+@EACH
+def test_tokens_are_those_that_trl_would_make(tiny, rewrites, tmp_path, method):
+    """The example that is shown is what is trained, and what TRL itself would train on."""
+    rows, kind = rows_of(method, rewrites), getattr(trl, METHODS[method].trainer)
+    examples = data.prepare(method, rows, tiny, HYPER)
+    config = methods.config(method, HYPER, 0, tmp_path)
+    theirs = kind(model=engine.load(tiny)[0], args=config, train_dataset=Dataset.from_list(rows),
+                  processing_class=examples.tokenizer).train_dataset  # fmt: skip
+    ours = examples.dataset(HYPER.batch_size)
+    assert len(ours) == len(rows) and set(ours.column_names) <= set(theirs.column_names)
+    assert all(ours[name] == theirs[name] for name in ours.column_names)
+    text = examples.markdown()
+    assert "&lt;|assistant|&gt; **" in text and "&lt;|end|&gt;**" in text
+    assert f"{len(rows)} of {len(rows)} examples of prompt" in str(examples) and f"longest {max(examples.lengths)}" in str(examples)
 
 
-def test_token_lengths_and_markdown_of_an_example(tokenizer, rewrites):
-    rows = rows_of("dpo", rewrites)[:3]
-    shown = examples.rendered(rows[0], tokenizer)
-    longest = (shown["tokens without"] + shown["tokens with"]).max()
-    assert examples.token_lengths(rows, tokenizer).tolist()[0] == longest
-    text = examples.as_markdown(shown)
-    assert "**chosen**" in text and "**rejected**" in text and "&lt;|end|&gt;**" in text
+BAD = [
+    ("sft", [row("  ", question="My back hurts.")], {}, r"^All labels are masked in 1 of 5 examples \(row 5: 'My back"),
+    ("sft", [row("<|end|>")], {}, "^All labels are masked in 1 of 5"),
+    ("dpo", [row("Rest.", "Rest.")], {}, r"^1 of 5 examples prefer an answer to itself.* \(row 5: 'I have a c"),
+    ("kto", [row("Tea.", label=True), row("Tea.", label=False), row("Tea.", label=True)], {}, "^3 of 7 examples prefer"),
+    ("sft", [row("Walk. " * 40)], {"max_length": 64}, r"^max_length: 1 of 5 examples are longer than 64 tokens, .*\(row 5"),
+    ("sft", [], {"max_length": 129}, "^max_length: the model reads 128 tokens, not 129; lower it"),
+]  # fmt: skip
 
 
-UNUSUAL = hyperparameters.Hyper(
-    learning_rate=3e-3, max_steps=40, batch_size=6, accumulation=3, beta=0.37, sft_weight=0.6, desirable_weight=1.3,
-    undesirable_weight=0.8, warmup_ratio=0.2, weight_decay=0.07, max_grad_norm=0.4, max_length=77, save_steps=9,
-)  # fmt: skip
-SHARED = {
-    "learning_rate": ("learning_rate", 3e-3),
-    "max_steps": ("max_steps", 40),
-    "batch_size": ("per_device_train_batch_size", 6),
-    "accumulation": ("gradient_accumulation_steps", 3),
-    "warmup_ratio": ("warmup_steps", 8),
-    "weight_decay": ("weight_decay", 0.07),
-    "max_grad_norm": ("max_grad_norm", 0.4),
-    "max_length": ("max_length", 77),
-    "save_steps": ("save_steps", 9),
-}
-OWN = {
-    "sft": {},
-    "dpo": {"beta": ("beta", 0.37), "sft_weight": ("loss_weights", [1.0, 0.6])},
-    "kto": {
-        "beta": ("beta", 0.37),
-        "desirable_weight": ("desirable_weight", 1.3),
-        "undesirable_weight": ("undesirable_weight", 0.8),
-    },
-}
+@pytest.mark.parametrize(("method", "rows", "hyper", "told"), BAD)
+def test_examples_that_teach_nothing_are_named(tiny, method, rows, hyper, told):
+    other = {"sft": {}, "dpo": {"other": "Walk."}, "kto": {"label": True}}[method]
+    sound = [row(f"Rest {n}.", question="Why?", **other) for n in range(4)]
+    with pytest.raises(MedComfortError, match=told):
+        data.prepare(method, sound + rows, tiny, changed(**hyper))
+
+
+def test_few_long_examples_are_left_out_and_the_length_is_planned(tiny):
+    rows = [row(f"Rest {n}.", question="Why?") for n in range(199)] + [row("Walk. " * 40)]
+    examples = data.prepare("sft", rows, tiny, changed(max_length=64))
+    assert examples.rows == rows[:199] and examples.left_out == 1 and len(examples.prompts) == 199
+    examples = data.prepare("sft", rows[:199], tiny, changed(max_length=0))
+    assert examples.hyper.max_length == 64 > max(examples.lengths)
+
+
+def test_kto_needs_both_kinds_and_whole_batches(tiny):
+    with pytest.raises(MedComfortError, match="KTO needs desirable and undesirable answers; all 4 here are undesirable"):
+        data.prepare("kto", [row(f"Rest {n}.", label=False) for n in range(4)], tiny, HYPER)
+    rows = [row(f"Rest {n}.", label=n > 3) for n in range(7)]
+    examples = data.prepare("kto", rows, tiny, changed(batch_size=3))  # a last batch of one would be its own KL partner
+    assert examples.rows == rows[:6] and examples.dataset(3)["KL_completion_ids"][0] == examples.answers[2][0]
+
+
+@pytest.mark.parametrize("given", [(0, 0), (0, 1), (1, 0), (0, 2.5), (0.3, 0)])
+@pytest.mark.parametrize(("wanted", "unwanted"), [(300, 100), (100, 300), (7, 6), (1, 999)])
+def test_a_weight_of_zero_balances_ktos_classes(wanted, unwanted, given):
+    hyper = data.kto_weights(wanted, unwanted, changed(desirable_weight=given[0], undesirable_weight=given[1]))
+    assert 1 <= hyper.desirable_weight * wanted / (hyper.undesirable_weight * unwanted) <= 4 / 3
+    for weight, before in zip((hyper.desirable_weight, hyper.undesirable_weight), given, strict=True):
+        assert weight == before if before else weight > 0
+
+
+def test_trl_agrees_with_the_computed_weights(tiny, rewrites, tmp_path, monkeypatch):
+    rows, warned = rows_of("kto", rewrites), []
+    monkeypatch.setattr(kto_trainer.logger, "warning", lambda said, *_, **__: warned.append(said))
+    for weight in (1.0, 0.0):
+        examples = data.prepare("kto", rows, tiny, changed(desirable_weight=weight))
+        config = methods.config("kto", examples.hyper, 0, tmp_path)
+        trl.KTOTrainer(engine.load(tiny)[0], args=config, train_dataset=Dataset.from_list(rows), processing_class=examples.tokenizer)
+    assert len(warned) == 1 and "different amounts of desirable" in warned[0]  # at weight 1 only
+
+
+@EACH
+def test_the_trainers_own_tensors_are_looked_at(tiny, rewrites, tmp_path, method):
+    examples = data.prepare(method, rows_of(method, rewrites), tiny, HYPER)
+    trainer = trainers.build(examples, engine.load(tiny)[0], methods.config(method, HYPER, 0, tmp_path), engine.adapter(4, 8))
+    collate = trainer.data_collator
+    for spare, told in ((-1, "All labels of an example are masked"), (None, "end token carries no loss")):
+        def spoilt(rows, spare=spare):
+            batch, (key, mask) = collate(rows), ("labels", -100) if method == "sft" else ("completion_mask", 0)
+            batch[key][batch["input_ids"] != spare if spare else batch["input_ids"] == examples.tokenizer.eos_token_id] = mask
+            return batch
+        trainer.data_collator = spoilt
+        with pytest.raises(MedComfortError, match=told):
+            trainers.check_labels(trainer, examples.ends)
+
+
+UNUSUAL = {"learning_rate": 3e-3, "max_steps": 40, "batch_size": 6, "accumulation": 3, "weight_decay": 0.07,
+           "max_grad_norm": 0.4, "max_length": 77, "save_steps": 9}  # fmt: skip
+NAMES = {"batch_size": "per_device_train_batch_size", "accumulation": "gradient_accumulation_steps"}
 
 
 @EACH
 def test_every_hyper_parameter_reaches_the_trainer(tmp_path, method):
-    expected = SHARED | OWN[method]
-    effective = hyperparameters.arguments(method, UNUSUAL, 5, tmp_path)
-    assert {name: getattr(effective, name) for name, _ in expected.values()} == dict(expected.values())
-    assert (effective.seed, effective.data_seed, effective.report_to) == (5, 5, [])
-    elsewhere = {"dtype", "save_dtype", "too_long", "lora_rank", "lora_alpha", "lora_dropout"}
-    assert set(SHARED).union(*OWN.values()) | elsewhere == set(hyperparameters.Hyper.model_fields)
+    own = {"beta": 0.37, "desirable_weight": 1.3, "undesirable_weight": 0.8}
+    made = methods.config(method, schema.Hyper(**UNUSUAL, **own, sft_weight=0.6, warmup_ratio=0.2), 5, tmp_path)
+    assert {name: getattr(made, NAMES.get(name, name)) for name in UNUSUAL} == UNUSUAL
+    assert (made.warmup_steps, made.seed, made.data_seed, made.report_to) == (8, 5, 5, [])
+    assert all(getattr(made, name, value) == value for name, value in own.items())
+    assert method != "dpo" or (made.loss_type, made.loss_weights) == (["sigmoid", "sft"], [1.0, 0.6])
+    rest = {"beta", "sft_weight", "desirable_weight", "undesirable_weight", "warmup_ratio", "dtype", "save_dtype", "too_long",
+            "lora_rank", "lora_alpha", "lora_dropout"}  # fmt: skip
+    assert UNUSUAL.keys() | rest == schema.Hyper.model_fields.keys()
 
 
-def test_the_sft_term_of_dpo(tmp_path):
-    assert hyperparameters.arguments("dpo", UNUSUAL, 0, tmp_path).loss_type == ["sigmoid", "sft"]
-    assert hyperparameters.arguments("dpo", HYPER, 0, tmp_path).loss_type == ["sigmoid"]
+def test_what_cannot_be_trained_here_is_told(tmp_path, monkeypatch):
+    with pytest.raises(MedComfortError, match="report_to: mytracker is not installed or not known; there are: none"):
+        methods.config("sft", HYPER, 0, tmp_path, report_to="mytracker")
+    with pytest.raises(MedComfortError, match="dtype: float16 is trained on a GPU only"):
+        methods.config("sft", changed(dtype="float16"), 0, tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated=True: False)
+    for dtype, told in (("bfloat16", "this GPU has no bfloat16 .* take float16"), ("float16", "trains an adapter only; set lora")):
+        with pytest.raises(MedComfortError, match=f"dtype: .*{told}"):
+            methods.config("sft", changed(dtype=dtype), 0, tmp_path)
 
 
 @torch.no_grad()
 def log_likelihoods(folder, rows):
     """The mean log-likelihoods of the chosen and of the rejected answers."""
-    model, tokenizer = engine.load(str(folder))
-    found = []
-    for row, side in itertools.product(rows, ("chosen", "rejected")):
-        start = examples.rendered(row, tokenizer)["tokens without"][0]
-        whole = tokenizer.apply_chat_template(row["prompt"] + row[side], return_dict=True, return_tensors="pt")
-        scores = model(**whole).logits[0, start - 1 : -1].log_softmax(-1)
-        found.append(float(scores.gather(1, whole["input_ids"][0, start:, None]).sum()))
+    model, examples, found = engine.load(str(folder))[0], data.prepare("dpo", rows, str(folder), HYPER), []
+    for prompt, answers in zip(examples.prompts, examples.answers, strict=True):
+        for answer in answers:
+            scores = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            found.append(float(scores.gather(1, torch.tensor(answer)[:, None]).sum()))
     return torch.tensor(found).reshape(-1, 2).mean(0)
 
 
@@ -330,31 +186,15 @@ def log_likelihoods(folder, rows):
 @EACH
 def test_every_method_trains(trained, tiny, rewrites, method, way):
     folder, curves = trained(method, way)
-    assert curves.query("metric == 'loss'")["step"].tolist() == [1, 2, 3, 4, 5]
-    assert curves["value"].map(math.isfinite).all()
+    assert curves.query("metric == 'loss'")["step"].tolist() == [1, 2, 3, 4, 5] and curves["value"].map(math.isfinite).all()
     before, after = (log_likelihoods(path, rows_of("dpo", rewrites)) for path in (tiny, folder))
-    if method == "sft":
-        assert after[0] > before[0]
-    else:
-        assert after[0] - after[1] > before[0] - before[1]
-
-
-@BOTH
-@EACH
-def test_lora_changes_its_projections_only(trained, tiny, method, way):
-    folders = (tiny, trained(method, way)[0])
-    before, after = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    projections = {name for name in before if any(part in name for part in engine.LORA_TARGETS)}
-    assert changed == (projections if way == "lora" else set(before))
-
-
-@EACH
-def test_what_is_kept_beside_the_weights(trained, tiny, method):
-    folder, curves = trained(method, "lora")
+    assert after[0] > before[0] if method == "sft" else after[0] - after[1] > before[0] - before[1]
+    old, new = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tiny, folder))
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved == {name for name in old if way == "full" or "_proj" in name}
     pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), curves)
-    expected = {"model": f"{method}-lora", "method": method, "seed": 0, "start": tiny} | HYPER.model_dump()
-    assert (expected | {"lora_rank": 4}).items() <= notes(folder).items()
+    kept = {"model": f"{method}-{way}", "method": method, "seed": 0, "start": tiny, "learning_rate": 3e-3}
+    assert kept.items() <= notes(folder).items()
 
 
 @EACH
@@ -366,33 +206,167 @@ def test_one_seed_one_model(trained, tiny, rewrites, tmp_path, method):
     assert not same_weights(folder, tmp_path / "other")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("learning_rate", 0), ("learning_rate", "fast"), ("learning_rate", float("nan")), ("max_steps", 1.5),
-     ("batch_size", 0), ("beta", -0.1), ("warmup_ratio", 1), ("dtype", "float8")],
-)  # fmt: skip
-def test_a_bad_hyper_parameter_is_named(name, value):
-    given = {"learning_rate": 1e-3, "max_steps": 2, "batch_size": 2, name: value}
-    with pytest.raises(MedComfortError, match=rf"^{name} must .*, not {value!r}\.$"):
-        hyperparameters.Hyper(**given)
-
-
-def test_an_unknown_hyper_parameter_is_named():
-    with pytest.raises(MedComfortError, match=r"^there is no parameter 'max_step'; did you mean 'max_steps'\?$"):
-        hyperparameters.Hyper(learning_rate=1e-3, max_steps=2, batch_size=2, max_step=3)
-
-
-def test_bad_rows_are_refused(rewrites):
-    with pytest.raises(MedComfortError, match="method must be one of sft, dpo, kto, not 'ppo'"):
-        examples.rows_for("ppo", rewrites, 0)
-    with pytest.raises(MedComfortError, match="no training example for dpo"):
-        examples.rows_for("dpo", [r for r in rewrites if r.split == "test"], 0)
+@torch.no_grad()
+def logits(model, tokenizer):
+    asked = tokenizer.apply_chat_template(turn("user", "I cough."), add_generation_prompt=True, return_tensors="pt")
+    return model.eval()(**asked).logits
 
 
 @EACH
-def test_rows_are_of_the_training_split_and_shuffled_by_seed(rewrites, method):
-    rows = examples.rows_for(method, rewrites, 0)
-    assert not any("sore throat" in row["prompt"][0]["content"] for row in rows)
-    assert rows == examples.rows_for(method, rewrites, 0)
-    other = examples.rows_for(method, rewrites, 1)
-    assert rows != other and sorted(map(str, rows)) == sorted(map(str, other))
+def test_plain_transformers_reads_a_whole_model_and_its_adapter(trained, tiny, method):
+    folder, _ = trained(method, "lora")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    merged = logits(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
+    apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), folder / "adapter")
+    assert torch.allclose(merged, logits(apart, tokenizer), atol=1e-4)
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_the_saved_model_has_the_dtype_asked_for(tiny, rewrites, tmp_path):
+    for way in ("lora", "full"):
+        fit("sft", way, rewrites, tiny, tmp_path / way, hyper=changed(save_dtype="bfloat16"))
+        assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(tmp_path / way).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize(("way", "steps", "copies"), [("lora", 2, 0), ("full", 2, 1), ("full", 9, 0)])
+def test_the_reference_is_copied_only_where_it_must_be(tiny, rewrites, tmp_path, monkeypatch, method, way, steps, copies):
+    """An adapter is switched off; full training computes it once where rows are seen more than once."""
+    loads, load = [], engine.load
+    monkeypatch.setattr(engine, "load", lambda *a, **k: (loads.append(a), load(*a, **k))[1])
+    hyper = changed(max_steps=steps, lora_rank=4 if way == "lora" else 0)
+    trainer = trainers.fit(data.prepare(method, rows_of(method, rewrites), tiny, hyper), hyper, "trl", tmp_path)
+    assert len(loads) == 1 + copies and (trainer.ref_model is not None) == bool(copies)
+    assert trainer.args.precompute_ref_log_probs == (steps == 9)
+    assert set(getattr(trainer.model, "peft_config", {"default": 0})) == {"default"}
+
+
+def parameters(tmp_path, rewrites, base, **changes):
+    """The notebook's parameters, for a run of three steps."""
+    given = {"method": "sft", "name": "", "base": base, "revision": "", "init_from": "", "engine": "trl", "seeds": [0],
+             "neutral_fraction": 1.0, "target": "emotional", "against": ["original"], "learning_rate": 3e-3, "max_steps": 3,
+             "batch_size": 2, "max_length": 0, "more": {"save_steps": 3}, "report_to": "none", "push_to_hub": "", "lora_rank": 4,
+             "out_dir": str(tmp_path / "models")}  # fmt: skip
+    return given | {"rewrites": write_rewrites(tmp_path / "rewrites.parquet", rewrites)} | changes
+
+
+def test_other_seeds_stay_and_an_sft_model_is_started_from(tiny, rewrites, tmp_path):
+    given = parameters(tmp_path, rewrites, tiny, seeds=[0, 1])
+    first = data.examples_for(given, rewrites, 0)
+    assert set(trainers.train_seeds(given, rewrites, "trl", first)["seed"]) == {0, 1}
+    trainers.train_seeds(given | {"seeds": [3]}, rewrites, "trl")
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"sft-seed0", "sft-seed1", "sft-seed3", "sft.json"}
+    assert paths.read_json(tmp_path / "models/sft.json", "sft")["parameters"]["seeds"] == [3]
+    after = {"method": "dpo", "init_from": str(tmp_path / "models" / "sft-seed{seed}"), "lora_rank": 0}
+    curves = trainers.train_seeds(given | after, rewrites, "trl")
+    losses = curves.query("metric == 'loss' and step == 1")["value"]
+    assert losses.tolist() == pytest.approx([0.6931, 0.6931], abs=1e-3)  # it is its own reference
+    made = notes(tmp_path / "models/dpo-seed1")
+    assert made["base"] == tiny and made["start"].endswith("sft-seed1")
+
+
+@EACH
+def test_the_card_has_its_results_only_where_the_signature_is_right(trained, tmp_path, method):
+    folder, _ = trained(method, "lora")
+    text = (folder / "README.md").read_text()
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["license"] == "other" and method in head["tags"] and "base_model" not in head
+    for said in ("not medical advice", "| learning_rate | 0.003 |", "Intended use", "Not evaluated yet", "| loss |"):
+        assert said in text
+    for name in ("a", "b"):
+        (tmp_path / name / "models").mkdir(parents=True)
+        (tmp_path / name / "models" / folder.name).symlink_to(folder) if name == "b" else None
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "a/models" / folder.name)
+    row = {"model": f"{method}-lora", "seed": 0, "test_set": "neutral", "metric": "comfort", "value": 1.5, "low": 1.0, "high": 2.0}
+    paths.write_json(tmp_path / "a/results.json", [row | {"n": 4}, row | {"n": 5, "seed": 1, "value": 9.0}])
+    card.add_results(tmp_path / "a", {folder.name: "another training's"})
+    assert "Not evaluated yet" in (tmp_path / "a/models" / folder.name / "README.md").read_text()
+    card.add_results(tmp_path / "a", card.signatures(folder.parent))
+    text = (tmp_path / "a/models" / folder.name / "README.md").read_text()
+    assert "| comfort | neutral | 1.500 | 1.000 to 2.000 | 4 |" in text and "9.000" not in text
+    assert "Not evaluated yet" in (folder / "README.md").read_text()
+
+
+class Hub:
+    """Stands for the hub's client, and keeps what it is asked."""
+
+    asked = []
+
+    def create_repo(self, **options):
+        self.asked.append(options)
+        return f"https://hub.invalid/{options['repo_id']}"
+
+    def upload_folder(self, **options):
+        self.asked.append(options)
+        if options["repo_id"].endswith("-1"):
+            raise ValueError("403 Forbidden\nYou need write access")
+
+
+def test_a_model_is_pushed_to_a_private_repository_only_when_asked(tiny, rewrites, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    given = parameters(tmp_path, rewrites, tiny)
+    trainers.train_seeds(given, rewrites, "trl")
+    assert not Hub.asked
+    trainers.train_seeds(given | {"push_to_hub": "me/sft-{seed}"}, rewrites, "trl")
+    created, uploaded = Hub.asked
+    assert created["repo_id"] == uploaded["repo_id"] == "me/sft-0" and created["private"] is True
+    assert uploaded["folder_path"] == str(tmp_path / "models/sft-seed0")
+    assert "hf_secret" not in capsys.readouterr().out + str(Hub.asked)
+    with pytest.raises(MedComfortError, match=r"^push_to_hub: me/it-1 could not be written \(You need write access\); the"):
+        card.push(tmp_path / "models/sft-seed0", "me/it-1")
+    for repository, told in (("me/sft", "is one repository for all seeds"), ("me/a/{seed}", "is no repository's name")):
+        with pytest.raises(MedComfortError, match=f"^push_to_hub: '{repository}' {told}"):
+            card.check_push(repository, [0, 1])
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(MedComfortError, match="^push_to_hub: set HF_TOKEN in the environment"):
+        trainers.train_seeds(given | {"push_to_hub": "me/sft-{seed}"}, rewrites, "trl")
+
+
+def test_more_hyper_parameters_by_name(tmp_path, rewrites, tiny):
+    given = parameters(tmp_path, rewrites, tiny, more={"warmup_ratio": 0.3, "lora_alpha": 8})
+    hyper = methods.hyper_parameters(given)
+    assert (hyper.warmup_ratio, hyper.lora_alpha, hyper.lora_rank) == (0.3, 8, 4)
+
+
+@pytest.mark.parametrize("model", ["data/nano_bse", "./nano", "../nano", "/no/nano", "a/b/c", "data", "hub name", ""])
+def test_a_mistyped_path_is_not_asked_of_the_hub(model):
+    with pytest.raises(MedComfortError, match="is no model folder"):
+        engine.source_of(model)
+    assert engine.source_of("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+def test_only_safetensors_are_read(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(MedComfortError, match=r"holds no \.safetensors weights"):
+        engine.source_of(str(tmp_path))
+
+
+def test_the_engine_is_settled(monkeypatch):
+    assert engine.prepare("trl") == "trl"
+    with pytest.raises(MedComfortError, match="engine must be auto, unsloth or trl, not 'vllm'"):
+        engine.prepare("vllm")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there, but broken")
+    monkeypatch.setattr(importlib, "import_module", lambda name: 1 / 0)
+    assert engine.prepare("auto") == "trl"
+    with pytest.raises(MedComfortError, match="Unsloth cannot be imported here .*; choose engine trl"):
+        engine.prepare("unsloth")
+
+
+def test_no_remote_code_and_no_pickle_in_the_package():
+    forbidden, remote, seen = {"pickle", "dill", "joblib", "cloudpickle"}, "trust_remote_code", 0
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (paths.ROOT / "medcomfort_utils").rglob("*.py")]
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not forbidden & ({alias.name for alias in node.names} | {getattr(node, "module", None)})
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("torch.load", "yaml.load", "pd.read_pickle", "eval", "exec")
+        pairs = [(node.arg, node.value)] if isinstance(node, ast.keyword) else []
+        pairs += [(getattr(k, "value", ""), v) for k, v in zip(node.keys, node.values)] if isinstance(node, ast.Dict) else []
+        given = [value for name, value in pairs if name == remote]
+        seen += len(given)
+        assert all(ast.unparse(value) == "False" for value in given)
+    assert seen >= 2

@@ -1,0 +1,133 @@
+"""Unsloth and plain TRL train the same, and several processes train what one trains."""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import trl
+import yaml
+from finetuning import EACH, HYPER, fit, loss, rows_of, write_rewrites
+from transformers import AutoModelForCausalLM
+
+from medcomfort_utils import paths
+from medcomfort_utils.finetune import methods, trainers
+from medcomfort_utils.finetune.methods import METHODS
+
+LORA = HYPER.model_copy(update={"lora_rank": 4, "max_steps": 8, "max_length": 64, "save_steps": 8})
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"}
+BY_UNSLOTH = """
+import dataclasses, json
+from medcomfort_utils.finetune import engine
+engine.prepare("unsloth")
+from medcomfort_utils.finetune import data, trainers
+from medcomfort_utils.schema import Hyper
+plan, effective = json.load(open("plan.json")), {}
+built = trainers.build
+def watched(examples, *rest):
+    trainer = built(examples, *rest)
+    effective[examples.method] = {f.name: str(getattr(trainer.args, f.name)) for f in dataclasses.fields(trainer.args)}
+    effective[examples.method]["adapters"] = sorted(trainer.model.peft_config)
+    return trainer
+trainers.build = watched
+for method, rows in plan["rows"].items():
+    examples = data.prepare(method, rows, plan["base"], Hyper(**plan["hyper"]))
+    trainers.train(examples, plan["base"], plan["out"] + "/" + method, "unsloth")
+json.dump(effective, open("effective.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def by_unsloth(tiny, rewrites, tmp_path_factory):
+    """Models trained by Unsloth in a process of its own: importing it changes transformers, PEFT and TRL."""
+    pytest.importorskip("unsloth_zoo", reason="Unsloth is not installed", exc_type=ImportError) if not importlib.util.find_spec(
+        "unsloth"
+    ) else None
+    folder = tmp_path_factory.mktemp("unsloth")
+    plan = {"base": tiny, "out": str(folder), "hyper": LORA.model_dump()}
+    paths.write_json(folder / "plan.json", plan | {"rows": {m: rows_of(m, rewrites) for m in METHODS}})
+    command = [sys.executable, "-c", BY_UNSLOTH]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    if done.returncode and "Unsloth cannot be imported" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert not done.returncode, done.stderr[-2000:]
+    return folder
+
+
+@EACH
+def test_both_engines_take_the_same_arguments_and_one_adapter(by_unsloth, tmp_path, method):
+    unsloth = json.loads((by_unsloth / "effective.json").read_text())[method]
+    assert unsloth.pop("adapters") == "['default']" or unsloth  # a list of names, compared below
+    plain = methods.config(method, LORA, 0, tmp_path, precompute=method != "sft")
+    different = {name for name, value in vars(plain).items() if name in unsloth and str(value) != unsloth[name]}
+    assert different == {"output_dir"}
+
+
+@EACH
+def test_the_engines_start_from_one_loss_and_end_within_the_spread_of_seeds(by_unsloth, tiny, rewrites, tmp_path, method):
+    unsloth = loss(pd.read_csv(by_unsloth / method / "history.csv"))
+    runs = [fit(method, "lora", rewrites, tiny, tmp_path / f"model-seed{s}", s, hyper=LORA) for s in (0, 1, 2)]
+    trl_ = pd.DataFrame([loss(run) for run in runs])
+    assert len(unsloth) == trl_.shape[1] == 8 and unsloth[0] == pytest.approx(trl_.iloc[0, 0], abs=5e-5)
+    ends = trl_.iloc[:, -2:].mean(axis=1)
+    assert abs(sum(unsloth[-2:]) / 2 - ends[0]) <= ends.max() - ends.min()
+    one, other = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (by_unsloth / method, tiny))
+    assert {name for name in one if not one[name].equal(other[name])} == {name for name in one if "_proj" in name}
+
+
+@EACH
+def test_no_default_that_unsloth_rewrites_is_relied_on(tmp_path, monkeypatch, method):
+    """Its source tells which fields it rewrites on a GPU; it cannot be imported without one."""
+    found = importlib.util.find_spec("unsloth")
+    if found is None:
+        pytest.skip("Unsloth is not installed")
+    names = set()
+    for node in ast.walk(ast.parse((Path(found.origin).parent / "models" / "rl.py").read_text(encoding="utf-8"))):
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if target and ast.unparse(target) == "replacements" and isinstance(node.value, ast.Dict):
+            names |= {key.value for key in node.value.keys}
+        elif isinstance(target, ast.Subscript) and ast.unparse(target.value) == "replacements":
+            names.add(target.slice.value)
+    assert {"learning_rate", "optim", "weight_decay", "seed", "warmup_steps", "loss_type"} <= names
+    kind, given = getattr(trl, METHODS[method].config), []
+    monkeypatch.setattr(trl, METHODS[method].config, lambda **options: given.append(options))
+    methods.config(method, LORA, 0, tmp_path)
+    fields = set(kind.__dataclass_fields__)
+    assert names & fields - given[0].keys() <= {"router_aux_loss_coef"}  # of mixtures of experts, under GRPO only
+
+
+def profile(folder, rewrites, base, batch_size):
+    """A profile of three models, one a method, each of four optimiser steps."""
+    shared = {"rewrites": write_rewrites(folder / "rewrites.parquet", rewrites), "base": base, "against": ["original"],
+              "learning_rate": 1e-3, "max_steps": 4, "batch_size": batch_size, "lora_rank": 4, "max_length": 0,
+              "sft_weight": 0.0, "out_dir": str(folder / f"models-{batch_size}")}  # fmt: skip
+    path = folder / f"batches-of-{batch_size}.yaml"
+    path.write_text(yaml.safe_dump({"name": "two", "train": shared, "models": {method: {} for method in METHODS}}))
+    return path
+
+
+def test_two_processes_train_what_one_trains(tiny, rewrites, tmp_path, capsys):
+    """By accelerate, on CPUs that talk by gloo: one process with batches of 4, two with batches of 2.
+
+    KTO too while its KL term is near 0; later it is estimated from the examples of each process' own batch.
+    """
+    one, two = (profile(tmp_path, rewrites, tiny, size) for size in (4, 2))
+    assert trainers.main(["--profile", str(one), "--method", *METHODS]) == 0
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(paths.PROFILES / "accelerate/ddp.yaml")]
+    command += ["-m", "medcomfort_utils.finetune.trainers", "--profile", str(two), "--method", *METHODS]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("saved ") == 3 and not list(tmp_path.glob("models-2/.*"))  # by one of the processes only
+    for method in METHODS:
+        folders = [tmp_path / f"models-{size}/{method}-seed0" for size in (4, 2)]
+        curves = [loss(pd.read_csv(folder / "history.csv")) for folder in folders]
+        assert curves[0][0] != curves[0][-1] and curves[1] == pytest.approx(curves[0], abs=1e-5)
+        weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders]
+        assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
+    assert trainers.main(["--profile", "pper", "--method", "sft"]) == 1
+    assert "There is no profile 'pper'" in capsys.readouterr().err
