@@ -19,7 +19,7 @@ LONGEST = (
     "test_checkpoints.py",
     "test_pipeline.py",
     "test_lab.py",
-    "test_finetune_parity.py",
+    "test_finetune_engines.py",
     "test_ablation.py",
     "test_compare.py",
 )

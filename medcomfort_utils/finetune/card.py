@@ -25,8 +25,8 @@ MedComfort. Anything that reaches a person who is ill is out of scope.
 
 ## Data
 
-{{ data }}. {{ examples }} training examples. What the rewriter made was checked by rules, not by clinicians. The training
-data keeps the licence of its corpus.
+{{ data }}. {{ examples }} training examples. What the rewriter made was checked by rules, not by clinicians. The
+training data keeps the licence of its corpus.
 
 ## Method
 
@@ -50,7 +50,7 @@ NOT_EVALUATED = "Not evaluated yet: a falling loss says neither that it comforts
 
 
 def text(training: dict[str, Any], history: pd.DataFrame, results: Sequence[dict] = ()) -> str:
-    """A card's text. `training`: of training.json; `history`: the curves; `results`: the model's rows of results.json."""
+    """A card's text, of what training.json holds, the curves, and the model's own rows of results.json."""
     from huggingface_hub import ModelCard, ModelCardData
 
     licence = licence_of(training["base"])
@@ -99,8 +99,8 @@ def add_results(results_dir: str | Path, evaluated: Mapping[str, str]) -> None:
     """
     rows = read_json(resolve(results_dir) / "results.json", "results.json")
     models_dir = resolve(results_dir) / "models"
-    for name in sorted(evaluated.items() & signatures(models_dir).items()):
-        folder = models_dir / name[0]
+    for name, _ in sorted(evaluated.items() & signatures(models_dir).items()):
+        folder = models_dir / name
         training = read_json(folder / "training.json", "training.json")
         own = [row for row in rows if (row["model"], row["seed"]) == (training["model"], training["seed"])]
         if own:
@@ -145,15 +145,12 @@ def push(folder: str | Path, repository: str) -> str:
 
 def _curves(history: pd.DataFrame) -> str:
     """First and last value of each curve."""
-    lines = ["| while training | first | last |", "|:--|--:|--:|"]
-    for name, curve in history.groupby("metric", sort=False):
-        lines.append(f"| {name} | {curve['value'].iloc[0]:.4g} | {curve['value'].iloc[-1]:.4g} |")
-    return "\n".join(lines)
+    ends = history.groupby("metric", sort=False)["value"].agg(["first", "last"])
+    rows = [f"| {row.Index} | {row.first:.4g} | {row.last:.4g} |" for row in ends.itertuples()]
+    return "\n".join(["| while training | first | last |", "|:--|--:|--:|", *rows])
 
 
 def _table(results: Sequence[dict]) -> str:
-    lines = ["| measure | questions | value | 95 % interval | n |", "|:--|:--|--:|:--|--:|"]
-    for row in results:
-        interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        lines.append(f"| {row['metric']} | {row['test_set']} | {row['value']:.3f} | {interval} | {row['n']} |")
-    return "\n".join(lines)
+    row = "| {metric} | {test_set} | {value:.3f} | {low:.3f} to {high:.3f} | {n} |"
+    head = ["| measure | questions | value | 95 % interval | n |", "|:--|:--|--:|:--|--:|"]
+    return "\n".join([*head, *(row.format(**result) for result in results)])

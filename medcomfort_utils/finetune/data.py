@@ -1,4 +1,4 @@
-"""Training examples: the view a method takes of the rewrites, tokenised once, and looked at before a training starts."""
+"""Training examples: the view a method takes of the rewrites, tokenised once, and looked at before training."""
 
 import html
 import math
@@ -113,14 +113,14 @@ def rows_for(
 
 
 def prepare(method: str, rows: list[dict], start: str, hyper: Hyper, seed: int = 0, revision: str = "") -> Examples:
-    """Tokenise the rows for the model `start`, look at them, and settle what is open (`max_length`, KTO's weights of 0).
+    """Tokenise rows for the model `start`, look at them, and settle what is open (`max_length`, KTO's weights of 0).
 
     Rows that are too long are left out: a cut answer would teach the model to break off. Raises MedComfortError, naming
     the rows, if more than the share `too_long` is, if an answer carries no loss, if chosen equals rejected, if KTO has
     answers of one kind only, or if model and tokenizer cannot take the examples.
     """
-    tokenizer, limits = engine.load_tokenizer(start, revision), engine.limits(start, revision)
-    ends = engine.ends_of_turn(start, tokenizer, revision)
+    tokenizer = engine.load_tokenizer(start, revision)
+    limits, ends = engine.limits(start, tokenizer, revision), engine.ends_of_turn(start, tokenizer, revision)
     prompts, answers = [], []
     for number, row in enumerate(rows):
         try:
@@ -142,8 +142,8 @@ def _check_embedded(made: Examples, vocabulary: int) -> None:
     largest = max([*ids, made.tokenizer.pad_token_id])
     if largest >= vocabulary:
         raise MedComfortError(
-            f"model: the tokenizer of {made.start} gives token {largest} ({made.tokenizer.decode([largest])!r}), but the "
-            f"model knows {vocabulary} tokens only; they do not belong together: copy or download the model again."
+            f"model: the tokenizer of {made.start} gives token {largest} ({made.tokenizer.decode([largest])!r}), but "
+            f"the model knows {vocabulary} tokens only; they do not belong together: copy or download the model again."
         )
 
 
@@ -153,8 +153,8 @@ def _check_taught(made: Examples) -> None:
     empty = [n for n, targets in enumerate(made.answers) if not all(decode(target).strip() for target in targets)]
     if empty:
         raise MedComfortError(
-            f"All labels are masked in {len(empty)} of {len(made.rows)} examples ({_named(empty, made.rows)}): the chat "
-            "template renders no answer there. Correct the answers, or take a model with another template."
+            f"All labels are masked in {len(empty)} of {len(made.rows)} examples ({_named(empty, made.rows)}): the "
+            "chat template renders no answer there. Correct the answers, or take a model with another template."
         )
 
 
@@ -183,25 +183,24 @@ def _fitting(made: Examples, context: float) -> Examples:
     hyper, rows, lengths = made.hyper, made.rows, made.lengths
     if hyper.max_length > context:
         raise MedComfortError(
-            f"max_length: the model reads {context} tokens, not {hyper.max_length}; lower it, or set it to 0 (the longest "
-            "example)."
+            f"max_length: the model reads {context} tokens, not {hyper.max_length}; lower it, or set it to 0 (the "
+            "longest example)."
         )
     room = hyper.max_length or int(min(context, math.ceil(max(lengths) / ROUND) * ROUND))
     too_long = [number for number, length in enumerate(lengths) if length > room]
     if len(too_long) > hyper.too_long * len(rows):
         raise MedComfortError(
             f"max_length: {len(too_long)} of {len(rows)} examples are longer than {room} tokens, the longest "
-            f"{max(lengths)} ({_named(too_long, rows)}); raise it, set it to 0 (the longest example), or allow a larger "
-            f"share than {hyper.too_long:g} by too_long."
+            f"{max(lengths)} ({_named(too_long, rows)}); raise it, set it to 0 (the longest example), or allow a "
+            f"larger share than {hyper.too_long:g} by too_long."
         )
     made.hyper, made.left_out = hyper.model_copy(update={"max_length": room}), len(too_long)
     return _only(made, [number for number, length in enumerate(lengths) if length <= room])
 
 
 def _only(made: Examples, numbers: Sequence[int]) -> Examples:
-    made.rows, made.prompts, made.answers = (
-        [column[n] for n in numbers] for column in (made.rows, made.prompts, made.answers)
-    )
+    columns = (made.rows, made.prompts, made.answers)
+    made.rows, made.prompts, made.answers = ([column[n] for n in numbers] for column in columns)
     return made
 
 
@@ -242,5 +241,5 @@ def kto_weights(desirable: int, undesirable: int, hyper: Hyper) -> Hyper:
 
 def _named(numbers: Sequence[int], rows: list[dict], most: int = 3) -> str:
     """The first few of these rows, by number and the beginning of their question, for a message."""
-    told = [f"row {number + 1}: '{rows[number]['prompt'][-1]['content'][:40]}...'" for number in numbers[:most]]
-    return "; ".join(told) + ("; ..." if len(numbers) > most else "")
+    names = [f"row {number + 1}: '{rows[number]['prompt'][-1]['content'][:40]}...'" for number in numbers[:most]]
+    return "; ".join(names) + ("; ..." if len(numbers) > most else "")

@@ -87,14 +87,10 @@ def _check_folder(folder: Path) -> None:
         for path in weights:
             with safe_open(path, "np") as file:
                 tensors += len(file.keys())
-        layers = max(int(part.get(name) or 0) for part in _parts(config) for name in LAYERS)
+        parts = [config, *(part for part in config.values() if isinstance(part, dict))]  # of text, of images
+        layers = max(int(part.get(name) or 0) for part in parts for name in LAYERS)
     if layers > tensors:
         raise MedComfortError(f"model: {tidy(folder)} names {layers} layers and holds {tensors} weights.")
-
-
-def _parts(config: dict) -> list[dict]:
-    """The configuration, and those inside it (of text, of images)."""
-    return [config, *(value for value in config.values() if isinstance(value, dict))]
 
 
 @contextmanager
@@ -117,20 +113,17 @@ def load_config(model: str, revision: str = ""):
     source = source_of(model)
     with _loading(model):
         config = AutoConfig.from_pretrained(source, revision=revision or None, trust_remote_code=False)
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        kind = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised.quant_method
+    if quantised := config.to_dict().get("quantization_config"):
         raise MedComfortError(
-            f"model: the weights of {model} are quantised ({kind}), which are neither trained nor merged here; take the "
-            "model that it was made from."
+            f"model: the weights of {model} are quantised ({quantised['quant_method']}), and such are neither trained "
+            "nor merged here; take the model that it was made from."
         )
     return config
 
 
-def limits(model: str, revision: str = "") -> Limits:
+def limits(model: str, tokenizer, revision: str = "") -> Limits:
     """What a model can take, by its configuration and its tokenizer's."""
-    config = load_config(model, revision).get_text_config()
-    length = load_tokenizer(model, revision).model_max_length
+    config, length = load_config(model, revision).get_text_config(), tokenizer.model_max_length
     positions = getattr(config, "max_position_embeddings", None) or math.inf
     return Limits(min(positions, length if length < CONTEXTLESS else math.inf), config.vocab_size)
 
@@ -181,40 +174,25 @@ def load(
     `dtype`: float32, bfloat16 or float16. `full`: all weights will be trained, which Unsloth wants to know.
     Only safetensors are read and no remote code is run. Raises MedComfortError if the weights cannot be read.
     """
-    tokenizer, source = load_tokenizer(model, revision), source_of(model)
-    load_config(model, revision)
-    with _loading(model):
-        if engine == "unsloth":
-            loaded = _by_unsloth(source, dtype, revision, max_length, full)
-        else:
-            loaded = _by_transformers(source, dtype, revision)
-    loaded.config.use_cache = False
-    return loaded, tokenizer
-
-
-def _by_unsloth(source: str, dtype: str, revision: str, max_length: int, full: bool):
-    import torch
-    from unsloth import FastLanguageModel
-
-    return FastLanguageModel.from_pretrained(
-        source,
-        dtype=getattr(torch, dtype),
-        max_seq_length=max_length,
-        load_in_4bit=False,
-        full_finetuning=full,
-        use_gradient_checkpointing=checkpointing(),
-        use_exact_model_name=True,  # else it takes its own mirror of the hub model, whose commits are others
-        **_safe(revision),
-    )[0]
-
-
-def _by_transformers(source: str, dtype: str, revision: str):
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **_safe(revision))
-    # one process a GPU under accelerate
-    return loaded.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    tokenizer, source = load_tokenizer(model, revision), source_of(model)
+    load_config(model, revision)
+    options = {"dtype": getattr(torch, dtype), **_safe(revision)}
+    with _loading(model):
+        if engine == "unsloth":
+            from unsloth import FastLanguageModel
+
+            options |= {"max_seq_length": max_length, "load_in_4bit": False, "full_finetuning": full}
+            # Else it takes its own mirror of the hub model, whose commits are others.
+            options |= {"use_exact_model_name": True, "use_gradient_checkpointing": _checkpointing()}
+            loaded, _ = FastLanguageModel.from_pretrained(source, **options)
+        else:  # one process a GPU under accelerate
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+            loaded = AutoModelForCausalLM.from_pretrained(source, **options).to(device)
+    loaded.config.use_cache = False
+    return loaded, tokenizer
 
 
 def first_line(error: Exception) -> str:
@@ -226,7 +204,7 @@ def _safe(revision: str) -> dict[str, Any]:
     return {"revision": revision or None, "trust_remote_code": False, "use_safetensors": True}
 
 
-def checkpointing() -> str | bool:
+def _checkpointing() -> str | bool:
     """Unsloth's gradient checkpointing: its own (activations wait in the machine's memory) on a GPU, none on a CPU."""
     import torch
 
@@ -250,9 +228,8 @@ def adapter(rank: int, alpha: int, dropout: float = 0.0):
 
     if rank == 0:
         return None
-    return LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
-    )
+    shape = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
+    return LoraConfig(**shape, target_modules="all-linear", bias="none", task_type="CAUSAL_LM")
 
 
 def adapted(model) -> list[str]:
@@ -276,7 +253,7 @@ def attach(model, lora, seed: int, max_length: int):
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
         bias="none",
-        use_gradient_checkpointing=checkpointing(),
+        use_gradient_checkpointing=_checkpointing(),
         random_state=seed,
         max_seq_length=max_length,
     )
@@ -329,8 +306,7 @@ def _name_base(path: Path, base: str) -> None:
     trainings leave equal files.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(config["target_modules"], list):  # else a pattern
-        config["target_modules"] = sorted(config["target_modules"])
+    config["target_modules"] = sorted(config["target_modules"])
     source = source_of(base)
     config["base_model_name_or_path"] = tidy(source) if Path(source).is_absolute() else source
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

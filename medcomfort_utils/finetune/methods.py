@@ -22,12 +22,12 @@ Columns = dict[str, list]
 class Method:
     """One way of training: what it takes of the rewrites, and what TRL gets."""
 
+    description: str
     view: Callable[..., list[dict]]  # the rewrites as rows of messages
     columns: Callable[[list[list[int]], list[list[list[int]]], int], Columns]  # token ids, for TRL's collator
     arguments: Callable[[Hyper], dict[str, Any]]  # its own arguments, beside those that all share
     trainer: str  # TRL's class
     config: str
-    description: str
     reference: bool = True  # compares with a frozen model
     least_batch: int = 1  # examples a batch; above 1 the loss is estimated within a batch
 
@@ -50,51 +50,35 @@ def _kto_columns(prompts: list[list[int]], answers: list[list[list[int]]], batch
     return {"prompt_ids": prompts, "completion_ids": own, "KL_completion_ids": other}
 
 
+def _sft_arguments(hyper: Hyper) -> dict[str, Any]:
+    return {"loss_type": "nll", "completion_only_loss": True, "packing": False, "padding_free": False}
+
+
+def _dpo_arguments(hyper: Hyper) -> dict[str, Any]:
+    losses = {"sigmoid": 1.0} | ({"sft": hyper.sft_weight} if hyper.sft_weight else {})
+    own = {"loss_type": list(losses), "loss_weights": list(losses.values()), "beta": hyper.beta}
+    return own | {"label_smoothing": 0.0, "disable_dropout": True, "padding_free": False}
+
+
+def _kto_arguments(hyper: Hyper) -> dict[str, Any]:
+    own = {"loss_type": "kto", "beta": hyper.beta, "disable_dropout": True}
+    own |= {"desirable_weight": hyper.desirable_weight, "undesirable_weight": hyper.undesirable_weight}
+    return own | {"train_sampling_strategy": "sequential"}  # an example's KL partner is a neighbour in its batch
+
+
 METHODS = {
     "sft": Method(
-        view=to_sft,
-        columns=_sft_columns,
-        arguments=lambda hyper: {
-            "loss_type": "nll",
-            "completion_only_loss": True,
-            "packing": False,
-            "padding_free": False,
-        },
-        trainer="SFTTrainer",
-        config="SFTConfig",
-        description="Supervised fine-tuning (SFT): the loss falls on the answer's tokens only.",
+        "Supervised fine-tuning (SFT): the loss falls on the answer's tokens only.",
+        *(to_sft, _sft_columns, _sft_arguments, "SFTTrainer", "SFTConfig"),
         reference=False,
     ),
     "dpo": Method(
-        view=to_preference,
-        columns=_dpo_columns,
-        arguments=lambda hyper: {
-            "loss_type": ["sigmoid", "sft"] if hyper.sft_weight else ["sigmoid"],
-            "loss_weights": [1.0, hyper.sft_weight] if hyper.sft_weight else [1.0],
-            "beta": hyper.beta,
-            "label_smoothing": 0.0,
-            "disable_dropout": True,
-            "padding_free": False,
-        },
-        trainer="DPOTrainer",
-        config="DPOConfig",
-        description="Direct preference optimisation (DPO; Rafailov et al., 2023), with an SFT term where sft_weight is "
-        "above 0.",
+        "Direct preference optimisation (DPO; Rafailov et al., 2023), with an SFT term where sft_weight is above 0.",
+        *(to_preference, _dpo_columns, _dpo_arguments, "DPOTrainer", "DPOConfig"),
     ),
     "kto": Method(
-        view=to_unpaired,
-        columns=_kto_columns,
-        arguments=lambda hyper: {
-            "loss_type": "kto",
-            "beta": hyper.beta,
-            "desirable_weight": hyper.desirable_weight,
-            "undesirable_weight": hyper.undesirable_weight,
-            "disable_dropout": True,
-            "train_sampling_strategy": "sequential",  # each example's KL partner is a neighbour in its batch
-        },
-        trainer="KTOTrainer",
-        config="KTOConfig",
-        description="Kahneman-Tversky optimisation (KTO; Ethayarajh et al., 2024).",
+        "Kahneman-Tversky optimisation (KTO; Ethayarajh et al., 2024).",
+        *(to_unpaired, _kto_columns, _kto_arguments, "KTOTrainer", "KTOConfig"),
         least_batch=2,
     ),
 }
@@ -153,44 +137,26 @@ def _shared(hyper: Hyper, seed: int, work_dir: Path) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(work_dir),
-        "learning_rate": hyper.learning_rate,
-        "max_steps": hyper.max_steps,
-        "per_device_train_batch_size": hyper.batch_size,
-        "gradient_accumulation_steps": hyper.accumulation,
+        # what is asked for
+        "learning_rate": hyper.learning_rate, "max_steps": hyper.max_steps, "max_length": hyper.max_length,
+        "per_device_train_batch_size": hyper.batch_size, "gradient_accumulation_steps": hyper.accumulation,
+        "warmup_steps": round(hyper.warmup_ratio * hyper.max_steps), "weight_decay": hyper.weight_decay,
+        "max_grad_norm": hyper.max_grad_norm, "seed": seed, "data_seed": seed,
+        # the optimiser
+        "lr_scheduler_type": "cosine", "optim": "adamw_torch_fused",
+        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
         "average_tokens_across_devices": True,  # one token weighs the same on every device
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": round(hyper.warmup_ratio * hyper.max_steps),
-        "weight_decay": hyper.weight_decay,
-        "max_grad_norm": hyper.max_grad_norm,
-        "optim": "adamw_torch_fused",
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-8,
-        "max_length": hyper.max_length,
-        "gradient_checkpointing": cuda,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if cuda else None,
-        "bf16": cuda and hyper.dtype == "bfloat16",
-        "fp16": cuda and hyper.dtype == "float16",
-        "use_cpu": not cuda,
-        "torch_empty_cache_steps": None,
+        # the machine
+        "bf16": cuda and hyper.dtype == "bfloat16", "fp16": cuda and hyper.dtype == "float16", "use_cpu": not cuda,
+        "gradient_checkpointing": cuda, "gradient_checkpointing_kwargs": {"use_reentrant": False} if cuda else None,
         "auto_find_batch_size": False,  # it halves the batch without doubling the accumulation: `checkpoints.halved`
-        "seed": seed,
-        "data_seed": seed,
-        "eval_strategy": "no",
-        "per_device_eval_batch_size": hyper.batch_size,
-        "eval_accumulation_steps": None,
-        "save_strategy": "steps",
-        "save_steps": hyper.save_steps,
-        "save_total_limit": 2,
-        "logging_strategy": "steps",
-        "logging_steps": max(1, hyper.max_steps // 40),
+        "torch_empty_cache_steps": None, "ddp_find_unused_parameters": False,
+        "dataloader_drop_last": False, "dataloader_num_workers": 0, "dataloader_pin_memory": cuda,
+        # what is written
+        "save_strategy": "steps", "save_steps": hyper.save_steps, "save_total_limit": 2,
+        "logging_strategy": "steps", "logging_steps": max(1, hyper.max_steps // 40),
         "logging_nan_inf_filter": False,  # a NaN must be seen: `checkpoints.stop_at_nan`
-        "include_num_input_tokens_seen": "no",
         "push_to_hub": False,  # the merged model is pushed, not the checkpoints: `card.push`
-        "disable_tqdm": True,
-        "dataloader_drop_last": False,
-        "dataloader_num_workers": 0,
-        "dataloader_pin_memory": cuda,
-        "remove_unused_columns": False,
-        "ddp_find_unused_parameters": False,
-    }
+        "disable_tqdm": True, "include_num_input_tokens_seen": "no", "remove_unused_columns": False,
+        "eval_strategy": "no", "per_device_eval_batch_size": hyper.batch_size, "eval_accumulation_steps": None,
+    }  # fmt: skip

@@ -28,15 +28,8 @@ from medcomfort_utils.finetune.methods import METHODS
 from medcomfort_utils.paths import MedComfortError, resolve, tidy
 from medcomfort_utils.schema import Hyper
 
-CURVES = (
-    "loss",
-    "rewards/margins",
-    "rewards/accuracies",
-    "rewards/chosen",
-    "rewards/rejected",
-    "mean_token_accuracy",
-    "kl",
-)
+REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
+CURVES = ("loss", *REWARDS, "mean_token_accuracy", "kl")
 
 
 class Reporting(TrainerCallback):
