@@ -112,12 +112,12 @@ class Hyper(Ranged):
     accumulation: int = Field(1, gt=0)
     beta: float = Field(0.1, gt=0)  # DPO and KTO: how strongly the reference model holds
     sft_weight: Amount = 0.0  # DPO: weight of the SFT term on the chosen answer
-    desirable_weight: Amount = 1.0  # KTO; 0 is computed from the data: `checks.kto_weights`
+    desirable_weight: Amount = 1.0  # KTO; 0 is computed from the data: `data.kto_weights`
     undesirable_weight: Amount = 1.0  # KTO; 0 likewise
     warmup_ratio: float = Field(0.1, ge=0, lt=1)  # share of the steps
     weight_decay: Amount = 0.0
     max_grad_norm: float = Field(1.0, gt=0)
-    max_length: Natural = 512  # tokens of prompt and answer; 0 is planned from the data: `checks.ready`
+    max_length: Natural = 512  # tokens of prompt and answer; 0 is planned from the data: `data.prepare`
     too_long: float = Field(0.01, ge=0, lt=1)  # share of the examples that may be longer, and are left out
     save_steps: int = Field(100, gt=0)
     dtype: Dtype = "float32"

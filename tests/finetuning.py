@@ -30,7 +30,9 @@ def rows_of(method, rewrites, seed=0):
 def fit(method, way, rewrites, base, folder, seed=0, hyper=HYPER, **options):
     """One run of a few steps; the curves."""
     hyper = hyper.model_copy(update={"lora_rank": RANKS[way]})
-    return trainers.train(data.prepare(method, rows_of(method, rewrites, seed), base, hyper, seed), base, folder, **options)
+    return trainers.train(
+        data.prepare(method, rows_of(method, rewrites, seed), base, hyper, seed), base, folder, **options
+    )
 
 
 def undisturbed(rewrites, base, folder):

@@ -29,7 +29,9 @@ def test_the_base_never_meets_what_is_kept_for_the_test_set(script, monkeypatch)
     patterns = [re.sub(r"\\\{\w+\\\}", ".+", re.escape(text)) for text in kept]
     patterns += [re.escape(p[-1]) for condition in clinic.load_conditions() for p in condition.symptoms]
     for emotion in clinic.load_emotions().values():
-        patterns += [re.escape(p) for bank in (emotion.expressions, emotion.openers, emotion.closers) for p in bank.test]
+        patterns += [
+            re.escape(p) for bank in (emotion.expressions, emotion.openers, emotion.closers) for p in bank.test
+        ]
     assert len(patterns) > 500 and not [pattern for pattern in patterns if re.search(pattern, met)]
 
 
@@ -38,6 +40,13 @@ def test_the_base_is_the_same_each_time_and_its_tokenizer_keeps_any_text(script,
     for name in ("model.safetensors", "tokenizer.json", "config.json", "README.md"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     tokenizer = engine.load_tokenizer(str(one))
-    for text in ("It hurts!\n\tA lot…", "咳嗽三天了，很害怕", "🤒👩‍⚕️🇩🇪", "½ µg/ml", "\u202eno\u0301 \x00\ufeff", " a  b "):
+    for text in (
+        "It hurts!\n\tA lot…",
+        "咳嗽三天了，很害怕",
+        "🤒👩‍⚕️🇩🇪",
+        "½ µg/ml",
+        "\u202eno\u0301 \x00\ufeff",
+        " a  b ",
+    ):
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(tokens, clean_up_tokenization_spaces=False).encode() == text.encode()

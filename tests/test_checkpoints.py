@@ -10,7 +10,7 @@ from collections import namedtuple
 import pytest
 import torch
 from finetuning import HYPER, RANKS, changed, fit, loss, notes, rows_of, same_weights, small_disk, undisturbed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from medcomfort_utils import paths
@@ -118,7 +118,9 @@ def poison(model):
     next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
 
 
-@pytest.mark.parametrize(("step", "what"), [(3, "Step 4: the loss is nan"), (4, "Step 4: the weights are no longer finite")])
+@pytest.mark.parametrize(
+    ("step", "what"), [(3, "Step 4: the loss is nan"), (4, "Step 4: the weights are no longer finite")]
+)
 def test_nan_ends_the_run_with_the_last_good_checkpoint(tiny, rewrites, tmp_path, monkeypatch, step, what):
     disturb(monkeypatch, step, poison)
     with pytest.raises(MedComfortError, match=rf"^{what}, .* is .*checkpoint-2\. Lower") as raised:
@@ -184,13 +186,18 @@ def test_a_finished_run_is_repeated_only_if_something_changed(trained, tiny, rew
     usual = {"method": "sft", "way": "full", "rewrites": rewrites, "base": tiny, "folder": tmp_path / folder.name}
     monkeypatch.setattr(engine, "load", lambda *_, **__: interrupt(None))
     assert fit(**usual).equals(curves.reset_index(drop=True))
-    shutil.copytree(tiny, tmp_path / "base")
-    weights = load_file(tmp_path / "base/model.safetensors")
-    checkpoints_of = [{"hyper": changed(beta=0.2)}, {"rewrites": rewrites[4:]}, {"way": "lora"}, {"seed": 1}]
-    for change in checkpoints_of:
+    for change in ({"hyper": changed(beta=0.2)}, {"rewrites": rewrites[4:]}, {"way": "lora"}, {"seed": 1}):
         with pytest.raises(KeyboardInterrupt):
             fit(**usual | change)
-    assert same_weights(folder, tmp_path / folder.name) and weights
+    shutil.copytree(tiny, tmp_path / "base")
+    weights = load_file(tmp_path / "base/model.safetensors")
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "base/model.safetensors", {"format": "pt"}
+    )
+    assert checkpoints.digest(tiny, "") != checkpoints.digest(
+        str(tmp_path / "base"), ""
+    )  # another base, another signature
+    assert same_weights(folder, tmp_path / folder.name)
     monkeypatch.undo()
     (tmp_path / folder.name / "training.json").write_text("{")  # half of it: not whole
     assert fit(**usual).equals(curves) and same_weights(folder, tmp_path / folder.name)

@@ -4,7 +4,9 @@ import ast
 import importlib
 import itertools
 import math
+import shutil
 import typing
+from pathlib import Path
 
 import huggingface_hub
 import pandas as pd
@@ -17,7 +19,6 @@ from datasets import Dataset
 from finetuning import BOTH, EACH, HYPER, changed, fit, notes, rows_of, same_weights, undisturbed, write_rewrites
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.trainer import kto_trainer
 
 from medcomfort_utils import paths, schema
 from medcomfort_utils.finetune import card, data, engine, methods, trainers
@@ -51,7 +52,9 @@ def test_rows_are_of_the_training_split_and_shuffled_by_seed(rewrites, method):
 @EACH
 def test_nothing_is_trained_on_a_target_without_rows(rewrites, method):
     plain = [r for r in rewrites if r.condition != "emotional"]
-    with pytest.raises(MedComfortError, match=rf"^target: .* no training example of emotional for {method} \(\d others\)"):
+    with pytest.raises(
+        MedComfortError, match=rf"^target: .* no training example of emotional for {method} \(\d others\)"
+    ):
         data.rows_for(method, plain, 0)
     with pytest.raises(MedComfortError, match="^method: there is no 'ppo'"):
         data.rows_for("ppo", rewrites, 0)
@@ -70,15 +73,17 @@ def test_tokens_are_those_that_trl_would_make(tiny, rewrites, tmp_path, method):
     assert all(ours[name] == theirs[name] for name in ours.column_names)
     text = examples.markdown()
     assert "&lt;|assistant|&gt; **" in text and "&lt;|end|&gt;**" in text
-    assert f"{len(rows)} of {len(rows)} examples of prompt" in str(examples) and f"longest {max(examples.lengths)}" in str(examples)
+    assert f"{len(rows)} of {len(rows)} examples of prompt" in str(
+        examples
+    ) and f"longest {max(examples.lengths)}" in str(examples)
 
 
 BAD = [
     ("sft", [row("  ", question="My back hurts.")], {}, r"^All labels are masked in 1 of 5 examples \(row 5: 'My back"),
     ("sft", [row("<|end|>")], {}, "^All labels are masked in 1 of 5"),
     ("dpo", [row("Rest.", "Rest.")], {}, r"^1 of 5 examples prefer an answer to itself.* \(row 5: 'I have a c"),
-    ("kto", [row("Tea.", label=True), row("Tea.", label=False), row("Tea.", label=True)], {}, "^3 of 7 examples prefer"),
-    ("sft", [row("Walk. " * 40)], {"max_length": 64}, r"^max_length: 1 of 5 examples are longer than 64 tokens, .*\(row 5"),
+    ("kto", [row("Tea.", label=True), row("Tea.", label=False)], {}, "^2 of 6 examples prefer an answer to itself"),
+    ("sft", [row("Walk. " * 40)], {"max_length": 64}, r"^max_length: 1 of 5 examples are longer than 64 .*\(row 5"),
     ("sft", [], {"max_length": 129}, "^max_length: the model reads 128 tokens, not 129; lower it"),
 ]  # fmt: skip
 
@@ -100,7 +105,9 @@ def test_few_long_examples_are_left_out_and_the_length_is_planned(tiny):
 
 
 def test_kto_needs_both_kinds_and_whole_batches(tiny):
-    with pytest.raises(MedComfortError, match="KTO needs desirable and undesirable answers; all 4 here are undesirable"):
+    with pytest.raises(
+        MedComfortError, match="KTO needs desirable and undesirable answers; all 4 here are undesirable"
+    ):
         data.prepare("kto", [row(f"Rest {n}.", label=False) for n in range(4)], tiny, HYPER)
     rows = [row(f"Rest {n}.", label=n > 3) for n in range(7)]
     examples = data.prepare("kto", rows, tiny, changed(batch_size=3))  # a last batch of one would be its own KL partner
@@ -116,26 +123,22 @@ def test_a_weight_of_zero_balances_ktos_classes(wanted, unwanted, given):
         assert weight == before if before else weight > 0
 
 
-def test_trl_agrees_with_the_computed_weights(tiny, rewrites, tmp_path, monkeypatch):
-    rows, warned = rows_of("kto", rewrites), []
-    monkeypatch.setattr(kto_trainer.logger, "warning", lambda said, *_, **__: warned.append(said))
-    for weight in (1.0, 0.0):
-        examples = data.prepare("kto", rows, tiny, changed(desirable_weight=weight))
-        config = methods.config("kto", examples.hyper, 0, tmp_path)
-        trl.KTOTrainer(engine.load(tiny)[0], args=config, train_dataset=Dataset.from_list(rows), processing_class=examples.tokenizer)
-    assert len(warned) == 1 and "different amounts of desirable" in warned[0]  # at weight 1 only
-
-
 @EACH
 def test_the_trainers_own_tensors_are_looked_at(tiny, rewrites, tmp_path, method):
     examples = data.prepare(method, rows_of(method, rewrites), tiny, HYPER)
-    trainer = trainers.build(examples, engine.load(tiny)[0], methods.config(method, HYPER, 0, tmp_path), engine.adapter(4, 8))
+    trainer = trainers.build(
+        examples, engine.load(tiny)[0], methods.config(method, HYPER, 0, tmp_path), engine.adapter(4, 8)
+    )
     collate = trainer.data_collator
     for spare, told in ((-1, "All labels of an example are masked"), (None, "end token carries no loss")):
+
         def spoilt(rows, spare=spare):
             batch, (key, mask) = collate(rows), ("labels", -100) if method == "sft" else ("completion_mask", 0)
-            batch[key][batch["input_ids"] != spare if spare else batch["input_ids"] == examples.tokenizer.eos_token_id] = mask
+            batch[key][
+                batch["input_ids"] != spare if spare else batch["input_ids"] == examples.tokenizer.eos_token_id
+            ] = mask
             return batch
+
         trainer.data_collator = spoilt
         with pytest.raises(MedComfortError, match=told):
             trainers.check_labels(trainer, examples.ends)
@@ -154,8 +157,8 @@ def test_every_hyper_parameter_reaches_the_trainer(tmp_path, method):
     assert (made.warmup_steps, made.seed, made.data_seed, made.report_to) == (8, 5, 5, [])
     assert all(getattr(made, name, value) == value for name, value in own.items())
     assert method != "dpo" or (made.loss_type, made.loss_weights) == (["sigmoid", "sft"], [1.0, 0.6])
-    rest = {"beta", "sft_weight", "desirable_weight", "undesirable_weight", "warmup_ratio", "dtype", "save_dtype", "too_long",
-            "lora_rank", "lora_alpha", "lora_dropout"}  # fmt: skip
+    rest = {"beta", "sft_weight", "desirable_weight", "undesirable_weight", "warmup_ratio", "dtype", "save_dtype",
+            "too_long", "lora_rank", "lora_alpha", "lora_dropout"}  # fmt: skip
     assert UNUSUAL.keys() | rest == schema.Hyper.model_fields.keys()
 
 
@@ -166,7 +169,10 @@ def test_what_cannot_be_trained_here_is_told(tmp_path, monkeypatch):
         methods.config("sft", changed(dtype="float16"), 0, tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated=True: False)
-    for dtype, told in (("bfloat16", "this GPU has no bfloat16 .* take float16"), ("float16", "trains an adapter only; set lora")):
+    for dtype, told in (
+        ("bfloat16", "this GPU has no bfloat16 .* take float16"),
+        ("float16", "trains an adapter only; set lora"),
+    ):
         with pytest.raises(MedComfortError, match=f"dtype: .*{told}"):
             methods.config("sft", changed(dtype=dtype), 0, tmp_path)
 
@@ -186,7 +192,10 @@ def log_likelihoods(folder, rows):
 @EACH
 def test_every_method_trains(trained, tiny, rewrites, method, way):
     folder, curves = trained(method, way)
-    assert curves.query("metric == 'loss'")["step"].tolist() == [1, 2, 3, 4, 5] and curves["value"].map(math.isfinite).all()
+    assert (
+        curves.query("metric == 'loss'")["step"].tolist() == [1, 2, 3, 4, 5]
+        and curves["value"].map(math.isfinite).all()
+    )
     before, after = (log_likelihoods(path, rows_of("dpo", rewrites)) for path in (tiny, folder))
     assert after[0] > before[0] if method == "sft" else after[0] - after[1] > before[0] - before[1]
     old, new = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tiny, folder))
@@ -230,7 +239,9 @@ def test_the_saved_model_has_the_dtype_asked_for(tiny, rewrites, tmp_path):
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
 @pytest.mark.parametrize(("way", "steps", "copies"), [("lora", 2, 0), ("full", 2, 1), ("full", 9, 0)])
-def test_the_reference_is_copied_only_where_it_must_be(tiny, rewrites, tmp_path, monkeypatch, method, way, steps, copies):
+def test_the_reference_is_copied_only_where_it_must_be(
+    tiny, rewrites, tmp_path, monkeypatch, method, way, steps, copies
+):
     """An adapter is switched off; full training computes it once where rows are seen more than once."""
     loads, load = [], engine.load
     monkeypatch.setattr(engine, "load", lambda *a, **k: (loads.append(a), load(*a, **k))[1])
@@ -244,9 +255,9 @@ def test_the_reference_is_copied_only_where_it_must_be(tiny, rewrites, tmp_path,
 def parameters(tmp_path, rewrites, base, **changes):
     """The notebook's parameters, for a run of three steps."""
     given = {"method": "sft", "name": "", "base": base, "revision": "", "init_from": "", "engine": "trl", "seeds": [0],
-             "neutral_fraction": 1.0, "target": "emotional", "against": ["original"], "learning_rate": 3e-3, "max_steps": 3,
-             "batch_size": 2, "max_length": 0, "more": {"save_steps": 3}, "report_to": "none", "push_to_hub": "", "lora_rank": 4,
-             "out_dir": str(tmp_path / "models")}  # fmt: skip
+             "neutral_fraction": 1.0, "target": "emotional", "against": ["original"], "learning_rate": 3e-3,
+             "max_steps": 3, "batch_size": 2, "max_length": 0, "more": {"save_steps": 3, "lora_alpha": 8},
+             "report_to": "none", "push_to_hub": "", "lora_rank": 4, "out_dir": str(tmp_path / "models")}  # fmt: skip
     return given | {"rewrites": write_rewrites(tmp_path / "rewrites.parquet", rewrites)} | changes
 
 
@@ -255,14 +266,23 @@ def test_other_seeds_stay_and_an_sft_model_is_started_from(tiny, rewrites, tmp_p
     first = data.examples_for(given, rewrites, 0)
     assert set(trainers.train_seeds(given, rewrites, "trl", first)["seed"]) == {0, 1}
     trainers.train_seeds(given | {"seeds": [3]}, rewrites, "trl")
-    assert {path.name for path in (tmp_path / "models").iterdir()} == {"sft-seed0", "sft-seed1", "sft-seed3", "sft.json"}
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {
+        "sft-seed0",
+        "sft-seed1",
+        "sft-seed3",
+        "sft.json",
+    }
     assert paths.read_json(tmp_path / "models/sft.json", "sft")["parameters"]["seeds"] == [3]
     after = {"method": "dpo", "init_from": str(tmp_path / "models" / "sft-seed{seed}"), "lora_rank": 0}
     curves = trainers.train_seeds(given | after, rewrites, "trl")
     losses = curves.query("metric == 'loss' and step == 1")["value"]
     assert losses.tolist() == pytest.approx([0.6931, 0.6931], abs=1e-3)  # it is its own reference
     made = notes(tmp_path / "models/dpo-seed1")
-    assert made["base"] == tiny and made["start"].endswith("sft-seed1")
+    assert (
+        made["base"] == tiny
+        and (made["save_steps"], made["lora_alpha"]) == (3, 8)
+        and made["start"].endswith("sft-seed1")
+    )
 
 
 @EACH
@@ -273,20 +293,22 @@ def test_the_card_has_its_results_only_where_the_signature_is_right(trained, tmp
     assert head["license"] == "other" and method in head["tags"] and "base_model" not in head
     for said in ("not medical advice", "| learning_rate | 0.003 |", "Intended use", "Not evaluated yet", "| loss |"):
         assert said in text
-    for name in ("a", "b"):
-        (tmp_path / name / "models").mkdir(parents=True)
-        (tmp_path / name / "models" / folder.name).symlink_to(folder) if name == "b" else None
-    import shutil
-
-    shutil.copytree(folder, tmp_path / "a/models" / folder.name)
-    row = {"model": f"{method}-lora", "seed": 0, "test_set": "neutral", "metric": "comfort", "value": 1.5, "low": 1.0, "high": 2.0}
-    paths.write_json(tmp_path / "a/results.json", [row | {"n": 4}, row | {"n": 5, "seed": 1, "value": 9.0}])
-    card.add_results(tmp_path / "a", {folder.name: "another training's"})
-    assert "Not evaluated yet" in (tmp_path / "a/models" / folder.name / "README.md").read_text()
-    card.add_results(tmp_path / "a", card.signatures(folder.parent))
-    text = (tmp_path / "a/models" / folder.name / "README.md").read_text()
-    assert "| comfort | neutral | 1.500 | 1.000 to 2.000 | 4 |" in text and "9.000" not in text
-    assert "Not evaluated yet" in (folder / "README.md").read_text()
+    copy = Path(shutil.copytree(folder, tmp_path / "models" / folder.name)) / "README.md"
+    row = {
+        "model": f"{method}-lora",
+        "seed": 0,
+        "test_set": "neutral",
+        "metric": "comfort",
+        "value": 1.5,
+        "low": 1.0,
+        "high": 2.0,
+    }
+    paths.write_json(tmp_path / "results.json", [row | {"n": 4}, row | {"n": 5, "seed": 1, "value": 9.0}])
+    card.add_results(tmp_path, {folder.name: "another training's"})
+    assert copy.read_text() == text
+    card.add_results(tmp_path, card.signatures(folder.parent))
+    assert "| comfort | neutral | 1.500 | 1.000 to 2.000 | 4 |" in copy.read_text() and "9.000" not in copy.read_text()
+    assert (folder / "README.md").read_text() == text  # it lies elsewhere
 
 
 class Hub:
@@ -315,7 +337,9 @@ def test_a_model_is_pushed_to_a_private_repository_only_when_asked(tiny, rewrite
     assert created["repo_id"] == uploaded["repo_id"] == "me/sft-0" and created["private"] is True
     assert uploaded["folder_path"] == str(tmp_path / "models/sft-seed0")
     assert "hf_secret" not in capsys.readouterr().out + str(Hub.asked)
-    with pytest.raises(MedComfortError, match=r"^push_to_hub: me/it-1 could not be written \(You need write access\); the"):
+    with pytest.raises(
+        MedComfortError, match=r"^push_to_hub: me/it-1 could not be written \(You need write access\); the"
+    ):
         card.push(tmp_path / "models/sft-seed0", "me/it-1")
     for repository, told in (("me/sft", "is one repository for all seeds"), ("me/a/{seed}", "is no repository's name")):
         with pytest.raises(MedComfortError, match=f"^push_to_hub: '{repository}' {told}"):
@@ -323,12 +347,6 @@ def test_a_model_is_pushed_to_a_private_repository_only_when_asked(tiny, rewrite
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(MedComfortError, match="^push_to_hub: set HF_TOKEN in the environment"):
         trainers.train_seeds(given | {"push_to_hub": "me/sft-{seed}"}, rewrites, "trl")
-
-
-def test_more_hyper_parameters_by_name(tmp_path, rewrites, tiny):
-    given = parameters(tmp_path, rewrites, tiny, more={"warmup_ratio": 0.3, "lora_alpha": 8})
-    hyper = methods.hyper_parameters(given)
-    assert (hyper.warmup_ratio, hyper.lora_alpha, hyper.lora_rank) == (0.3, 8, 4)
 
 
 @pytest.mark.parametrize("model", ["data/nano_bse", "./nano", "../nano", "/no/nano", "a/b/c", "data", "hub name", ""])
@@ -365,7 +383,11 @@ def test_no_remote_code_and_no_pickle_in_the_package():
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in ("torch.load", "yaml.load", "pd.read_pickle", "eval", "exec")
         pairs = [(node.arg, node.value)] if isinstance(node, ast.keyword) else []
-        pairs += [(getattr(k, "value", ""), v) for k, v in zip(node.keys, node.values)] if isinstance(node, ast.Dict) else []
+        pairs += (
+            [(getattr(k, "value", ""), v) for k, v in zip(node.keys, node.values, strict=True)]
+            if isinstance(node, ast.Dict)
+            else []
+        )
         given = [value for name, value in pairs if name == remote]
         seen += len(given)
         assert all(ast.unparse(value) == "False" for value in given)

@@ -45,9 +45,8 @@ json.dump(effective, open("effective.json", "w"))
 @pytest.fixture(scope="module")
 def by_unsloth(tiny, rewrites, tmp_path_factory):
     """Models trained by Unsloth in a process of its own: importing it changes transformers, PEFT and TRL."""
-    pytest.importorskip("unsloth_zoo", reason="Unsloth is not installed", exc_type=ImportError) if not importlib.util.find_spec(
-        "unsloth"
-    ) else None
+    if importlib.util.find_spec("unsloth") is None:
+        pytest.skip("Unsloth is not installed")
     folder = tmp_path_factory.mktemp("unsloth")
     plan = {"base": tiny, "out": str(folder), "hyper": LORA.model_dump()}
     paths.write_json(folder / "plan.json", plan | {"rows": {m: rows_of(m, rewrites) for m in METHODS}})
@@ -69,7 +68,9 @@ def test_both_engines_take_the_same_arguments_and_one_adapter(by_unsloth, tmp_pa
 
 
 @EACH
-def test_the_engines_start_from_one_loss_and_end_within_the_spread_of_seeds(by_unsloth, tiny, rewrites, tmp_path, method):
+def test_the_engines_start_from_one_loss_and_end_within_the_spread_of_seeds(
+    by_unsloth, tiny, rewrites, tmp_path, method
+):
     unsloth = loss(pd.read_csv(by_unsloth / method / "history.csv"))
     runs = [fit(method, "lora", rewrites, tiny, tmp_path / f"model-seed{s}", s, hyper=LORA) for s in (0, 1, 2)]
     trl_ = pd.DataFrame([loss(run) for run in runs])
@@ -118,7 +119,13 @@ def test_two_processes_train_what_one_trains(tiny, rewrites, tmp_path, capsys):
     """
     one, two = (profile(tmp_path, rewrites, tiny, size) for size in (4, 2))
     assert trainers.main(["--profile", str(one), "--method", *METHODS]) == 0
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(paths.PROFILES / "accelerate/ddp.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(paths.PROFILES / "accelerate/ddp.yaml"),
+    ]
     command += ["-m", "medcomfort_utils.finetune.trainers", "--profile", str(two), "--method", *METHODS]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,26 +17,36 @@ from medcomfort_utils.finetune import chat, data, engine, trainers
 from medcomfort_utils.paths import MedComfortError
 
 TURN = "{{% for m in messages %}}{body}{{% endfor %}}{{% if add_generation_prompt %}}{ask}{{% endif %}}"
-CHATML = TURN.format(
-    body="<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n", ask="<|im_start|>assistant\n"
-)
+CHATML = TURN.format(body="<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n", ask="<|im_start|>assistant\n")
 THINKING = TURN.format(
     body="<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m.content }}<|im_end|>\n",
-    ask="<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
+    ask="<|im_start|>assistant\n{% if not enable_thinking | default(true) %}<think>\n\n</think>\n\n{% endif %}",
 )
-OPENING = TURN.format(body="<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n", ask="<|im_start|>assistant\n<think>\n")
+OPENING = TURN.format(
+    body="<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n", ask="<|im_start|>assistant\n<think>\n"
+)
 ALTERNATING = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}"
     "{% endif %}"
 )
-GEMMA = "{{ bos_token }}" + ALTERNATING + (
-    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+GEMMA = (
+    "{{ bos_token }}"
+    + ALTERNATING
+    + (
+        "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
 )
-MISTRAL = "{{ bos_token }}" + ALTERNATING + (
-    "{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+MISTRAL = (
+    "{{ bos_token }}"
+    + ALTERNATING
+    + (
+        "{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
 )
 LLAMA = "{{ bos_token }}" + TURN.format(
     body="<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>",
@@ -58,8 +68,8 @@ FAMILIES = {
     "SmolLM2": (hf.LlamaConfig, CHATML, "<|im_end|>", None, "Rest.<|im_end|>\n"),
 }  # fmt: skip
 SPECIAL = ["<pad>", "<s>", "</s>", "<eos>", "<|eot_id|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>", "<|end|>",
-           "<|endoftext|>", "<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "[INST]", "[/INST]",
-           "<|user|>", "<|assistant|>", "<|system|>"]  # fmt: skip
+           "<|endoftext|>", "<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "[INST]",
+           "[/INST]", "<|user|>", "<|assistant|>", "<|system|>"]  # fmt: skip
 SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
          "num_key_value_heads": 1, "max_position_embeddings": 256}  # fmt: skip
 ROW = {"prompt": turn("system", "Be kind.") + turn("user", "Why?"), "completion": turn("assistant", "Rest.")}
@@ -75,7 +85,11 @@ def family(name, folder):
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=bytes_, bos_token="<s>", eos_token=end, pad_token="<pad>", chat_template=template
     )
-    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(kind(**SMALL, vocab_size=len(tokenizer), **ids))
     if ends is not None:
@@ -92,7 +106,9 @@ def test_a_family_is_trained_on_its_own_turns_and_learns_to_end_them(one_thread,
     made = data.prepare("sft", [ROW, ROW], base, hyper)
     assert made.tokenizer.decode(made.answers[0][0]) == told
     asked = made.tokenizer.decode(made.prompts[0])
-    assert "Be kind." in asked and not asked.endswith("<think>\n") and asked == chat.prompt(made.tokenizer, ROW["prompt"])
+    assert (
+        "Be kind." in asked and not asked.endswith("<think>\n") and asked == chat.prompt(made.tokenizer, ROW["prompt"])
+    )
     trainers.train(made, base, tmp_path / "model")
     model, tokenizer = engine.load(str(tmp_path / "model"))
     ends = engine.ends_of_turn(str(tmp_path / "model"), tokenizer)
@@ -126,7 +142,9 @@ def test_turns_that_a_template_cannot_take_are_folded_or_named(tmp_path):
 def test_an_end_that_the_model_does_not_know_is_named(tmp_path):
     base = family("Gemma 2", tmp_path / "base")
     (tmp_path / "base/generation_config.json").write_text('{"eos_token_id": 3}')
-    with pytest.raises(MedComfortError, match="closes an answer with '<end_of_turn>.n', .* ends of turn are .*eos_token_id"):
+    with pytest.raises(
+        MedComfortError, match="closes an answer with '<end_of_turn>.n', .* ends of turn are .*eos_token_id"
+    ):
         data.prepare("sft", [ROW], base, changed())
 
 
@@ -137,8 +155,20 @@ def config(folder, **changes):
 
 def beyond_embedding(folder):
     weights = load_file(folder / "model.safetensors")
-    save_file({n: t[:100].clone() if len(t) > 256 else t for n, t in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t[:100].clone() if len(t) > 256 else t for n, t in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     config(folder, vocab_size=100)
+
+
+def index(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
+
+
+def half(folder):
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:999])
 
 
 def fifo(folder):
@@ -150,7 +180,9 @@ def template(text):
     return lambda folder: (folder / "chat_template.jinja").write_text(text)
 
 
-LOOP = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+LOOP = (
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+)
 HOSTILE = {
     "layers": (lambda f: config(f, num_hidden_layers=10_000_000), "names 10000000 layers and holds"),
     "bitsandbytes": (lambda f: config(f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
@@ -158,8 +190,7 @@ HOSTILE = {
     "GPTQ": (lambda f: config(f, quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
     "short context": (lambda f: config(f, max_position_embeddings=64), "max_length: the model reads 64 tokens, not 96"),
     "embedding": (beyond_embedding, r"gives token \d+ \('.*'\), but the model knows 100 tokens only"),
-    "index": (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}'),
-              "points outside of it"),
+    "index": (index, "points outside of it"),
     "FIFO": (fifo, "model.safetensors in .* is no regular file"),
     "deep": (lambda f: (f / "config.json").write_text("[" * 99_999), "cannot be loaded"),
     "loop": (template(LOOP), "takes more than 0.5 s"),
@@ -167,7 +198,7 @@ HOSTILE = {
     "raise": (template("{{ raise_exception('no such role') }}"), r"cannot render it \(no such role\)"),
     "include": (template("{% include '/etc/passwd' %}"), "cannot render it"),
     "syntax": (template("{{ messages }"), "cannot render it"),
-    "weights": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:999]), "cannot be loaded"),
+    "weights": (half, "cannot be loaded"),
     "no config": (lambda f: (f / "config.json").write_text('{"model_type": "t5"}'), "cannot be loaded"),
     "tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer of .* cannot be read; copy or download"),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template"),
@@ -188,8 +219,12 @@ def test_a_model_folder_that_is_damaged_or_hostile_is_one_sentence(tiny, rewrite
 def test_positions_are_learnt_and_limited_in_gpt2(tmp_path, rewrites):
     base = family("SmolLM2", tmp_path / "base")
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
-    small = hf.GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=64, eos_token_id=tokenizer.eos_token_id)
+    small = hf.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1, n_positions=64, eos_token_id=tokenizer.eos_token_id
+    )
     hf.GPT2LMHeadModel(small).save_pretrained(base)
     with pytest.raises(MedComfortError, match="the model reads 64 tokens, not 96; lower it"):
         data.prepare("sft", [ROW], base, changed())
-    trainers.train(data.prepare("sft", [ROW], base, changed(max_length=0, lora_rank=2, max_steps=1)), base, tmp_path / "model")
+    trainers.train(
+        data.prepare("sft", [ROW], base, changed(max_length=0, lora_rank=2, max_steps=1)), base, tmp_path / "model"
+    )
