@@ -336,7 +336,9 @@ def test_a_model_is_pushed_to_a_private_repository_only_when_asked(tiny, rewrite
     created, uploaded = Hub.asked
     assert created["repo_id"] == uploaded["repo_id"] == "me/sft-0" and created["private"] is True
     assert uploaded["folder_path"] == str(tmp_path / "models/sft-seed0")
-    assert "hf_secret" not in capsys.readouterr().out + str(Hub.asked)
+    said = capsys.readouterr().out
+    assert "hf_secret" not in said + str(Hub.asked)
+    assert "sft-seed0 with an adapter on down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in said
     with pytest.raises(
         MedComfortError, match=r"^push_to_hub: me/it-1 could not be written \(You need write access\); the"
     ):

@@ -32,6 +32,11 @@ REWARDS = ("rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/r
 CURVES = ("loss", *REWARDS, "mean_token_accuracy", "kl")
 
 
+def processes() -> PartialState:
+    """The processes of this launch: without a GPU accelerate must be told so, or each takes itself for the only one."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 class Reporting(TrainerCallback):
     """Says how many steps are done to whoever runs the notebook, which itself shows none of it."""
 
@@ -119,9 +124,9 @@ def train(
         training = {"signature": mark, "examples": len(examples.rows), "data": data, **settings}
         training |= {"batch_size": used.batch_size, "accumulation": used.accumulation}
         _finish(trainer, examples, work_dir, out_dir, training)
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         checkpoints.sweep(out_dir, work_dir)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return pd.read_csv(out_dir / "history.csv")
 
 
@@ -135,7 +140,7 @@ def _fit_in_memory(examples: Examples, engine_name: str, work_dir: Path, report_
         try:
             return fit(examples, hyper, engine_name, work_dir, report_to), hyper
         except torch.cuda.OutOfMemoryError as error:
-            if PartialState().num_processes > 1:  # the other processes wait for this one: no way on
+            if processes().num_processes > 1:  # the other processes wait for this one: no way on
                 raise MedComfortError(
                     "batch_size: a GPU's memory is too small; halve it and double accumulation."
                 ) from error
@@ -150,7 +155,7 @@ def fit(examples: Examples, hyper: Hyper, engine_name: str, work_dir: Path, repo
     # Where each row is seen more than once, its reference is computed once; then full training needs no frozen copy.
     # Several processes would look for it in each other's temporary folders.
     repeated = hyper.max_steps * hyper.batch_size * hyper.accumulation > len(examples.rows)
-    precompute = reference and repeated and PartialState().num_processes == 1
+    precompute = reference and repeated and processes().num_processes == 1
     # refuses what cannot be, before anything is loaded
     config = methods.config(examples.method, hyper, examples.seed, work_dir, report_to, precompute)
     set_seed(examples.seed)
@@ -187,10 +192,7 @@ def _run(trainer, work_dir: Path, steps: int) -> None:
 def _finish(trainer, examples: Examples, work_dir: Path, out_dir: Path, training: dict[str, Any]) -> None:
     """Put the whole model in its place, by the main process; the others wait."""
     if trainer.accelerator.is_main_process:
-        adapted = engine.adapted(trainer.model)
-        if adapted:
-            print("an adapter was trained on:", ", ".join(adapted))
-        training |= {"adapted": adapted}
+        training |= {"adapted": engine.adapted(trainer.model)}
         curves, dtype = history(trainer), examples.hyper.save_dtype or examples.hyper.dtype
         notes = {
             "training.json": json.dumps(training, indent=1) + "\n",
@@ -220,11 +222,12 @@ def train_seeds(
         data = described(parameters["rewrites"], rewrites)
         run = train(examples, base, folder, engine_name, parameters["report_to"], data)
         curves.append(run.assign(model=name, method=parameters["method"], seed=seed))
-        if PartialState().is_main_process:
-            print("saved", tidy(folder))
+        if processes().is_main_process:
+            adapted = paths.read_json(folder / "training.json", "training.json").get("adapted")
+            print("saved", tidy(folder), *(["with an adapter on", ", ".join(adapted)] if adapted else []))
             if repository:
                 print("pushed to", card.push(folder, repository.format(seed=seed)))
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         paths.write_json(out_dir / f"{name}.json", {"parameters": parameters, "versions": paths.package_versions()})
     return pd.concat(curves, ignore_index=True)
 
