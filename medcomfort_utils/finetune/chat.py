@@ -43,15 +43,15 @@ def encode(
     answer after its prompt, or does not close it with one of them.
     """
     head = prompt(tokenizer, messages)
-    before, found = tokens(tokenizer, head), []
+    before, targets = tokens(tokenizer, head), []
     for answer in answers:
         whole = tokens(tokenizer, _joined(head, _rendered(tokenizer, [*messages, *answer])))
         target = whole[len(before) :]
         if whole[: len(before)] != before:
             raise MedComfortError("the chat template does not render the answer after its prompt")
         _check_closed(tokenizer, target, ends)
-        found.append(target)
-    return before, found
+        targets.append(target)
+    return before, targets
 
 
 def _joined(head: str, whole: str) -> str:
@@ -83,8 +83,7 @@ def _rendered(tokenizer, messages: Sequence[dict], **options) -> str:
         if joined == messages or isinstance(error, TimeoutError):
             raise _unrenderable(error) from error
         text = ""
-    told = [m["content"].strip() for m in messages if m["role"] == "system"]
-    if text and all(said in text for said in told):
+    if text and all(m["content"].strip() in text for m in messages if m["role"] == "system"):
         return text
     try:
         return _by_template(tokenizer, joined, **options)
