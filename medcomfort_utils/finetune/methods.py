@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import to_preference, to_sft, to_unpaired
@@ -26,8 +27,6 @@ class Method:
     view: Callable[..., list[dict]]  # the rewrites as rows of messages
     columns: Callable[[list[list[int]], list[list[list[int]]], int], Columns]  # token ids, for TRL's collator
     arguments: Callable[[Hyper], dict[str, Any]]  # its own arguments, beside those that all share
-    trainer: str  # TRL's class
-    config: str
     reference: bool = True  # compares with a frozen model
     least_batch: int = 1  # examples a batch; above 1 the loss is estimated within a batch
 
@@ -69,25 +68,19 @@ def _kto_arguments(hyper: Hyper) -> dict[str, Any]:
 METHODS = {
     "sft": Method(
         "Supervised fine-tuning (SFT): the loss falls on the answer's tokens only.",
-        *(to_sft, _sft_columns, _sft_arguments, "SFTTrainer", "SFTConfig"),
+        *(to_sft, _sft_columns, _sft_arguments),
         reference=False,
     ),
     "dpo": Method(
         "Direct preference optimisation (DPO; Rafailov et al., 2023), with an SFT term where sft_weight is above 0.",
-        *(to_preference, _dpo_columns, _dpo_arguments, "DPOTrainer", "DPOConfig"),
+        *(to_preference, _dpo_columns, _dpo_arguments),
     ),
     "kto": Method(
         "Kahneman-Tversky optimisation (KTO; Ethayarajh et al., 2024).",
-        *(to_unpaired, _kto_columns, _kto_arguments, "KTOTrainer", "KTOConfig"),
+        *(to_unpaired, _kto_columns, _kto_arguments),
         least_batch=2,
     ),
 }
-
-
-def hyper_parameters(parameters: dict[str, Any]) -> Hyper:
-    """Those out of a notebook's parameters that are named like a field, and `more`, which may name any field."""
-    named = {name: parameters[name] for name in Hyper.model_fields if name in parameters}
-    return Hyper(**named | parameters["more"])
 
 
 def differences(hyper: Hyper) -> pd.DataFrame:
@@ -96,46 +89,19 @@ def differences(hyper: Hyper) -> pd.DataFrame:
     return pd.DataFrame(own).fillna("")
 
 
-def config(
-    method: str, hyper: Hyper, seed: int, work_dir: Path, report_to: str = "none", precompute: bool = False
-) -> Any:
+def config(method: str, hyper: Hyper, seed: int, work_dir: Path, report_to: str = "none", precompute: bool = False):
     """The trainer's configuration (TRL's): what the methods share, then what makes the method.
 
-    `precompute`: the reference's log-probabilities are computed once, before training.
-    Raises MedComfortError for a dtype that cannot be trained here, and for a tracker that is not installed.
+    `precompute`: the reference is computed once, before training. Raises MedComfortError for a dtype that cannot be.
     """
     import trl
-    from transformers.integrations import get_available_reporting_integrations
 
-    _check_dtype(hyper)
-    trackers = ["none", *get_available_reporting_integrations()]
-    if report_to not in trackers:
-        raise MedComfortError(
-            f"report_to: {report_to} is not installed or not known; there are: {', '.join(trackers)}."
-        )
-    own = METHODS[method].arguments(hyper)
-    own |= {"precompute_ref_log_probs": precompute} if METHODS[method].reference else {}
-    return getattr(trl, METHODS[method].config)(**_shared(hyper, seed, work_dir), report_to=report_to, **own)
-
-
-def _check_dtype(hyper: Hyper) -> None:
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if hyper.dtype == "float16" and not cuda:
-        raise MedComfortError("dtype: float16 is trained on a GPU only; take float32 here.")
-    if hyper.dtype == "float16" and hyper.lora_rank == 0:  # its gradient scaler wants 32-bit trainable weights
-        raise MedComfortError("dtype: float16 trains an adapter only; set lora_rank, or take float32 or bfloat16.")
+    cuda, half = torch.cuda.is_available(), hyper.dtype == "float16"
+    if half and not (cuda and hyper.lora_rank):  # its gradient scaler wants a GPU, and 32-bit trainable weights
+        raise MedComfortError("dtype: float16 trains an adapter on a GPU only; set lora_rank, or take another dtype.")
     if hyper.dtype == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(False):
         raise MedComfortError("dtype: this GPU has no bfloat16 (a T4 has none); take float16.")
-
-
-def _shared(hyper: Hyper, seed: int, work_dir: Path) -> dict[str, Any]:
-    """The fields that all configurations take."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
+    shared = {
         "output_dir": str(work_dir),
         # what is asked for
         "learning_rate": hyper.learning_rate, "max_steps": hyper.max_steps, "max_length": hyper.max_length,
@@ -147,7 +113,7 @@ def _shared(hyper: Hyper, seed: int, work_dir: Path) -> dict[str, Any]:
         "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
         "average_tokens_across_devices": True,  # one token weighs the same on every device
         # the machine
-        "bf16": cuda and hyper.dtype == "bfloat16", "fp16": cuda and hyper.dtype == "float16", "use_cpu": not cuda,
+        "bf16": cuda and hyper.dtype == "bfloat16", "fp16": half, "use_cpu": not cuda,
         "gradient_checkpointing": cuda, "gradient_checkpointing_kwargs": {"use_reentrant": False} if cuda else None,
         "auto_find_batch_size": False,  # it halves the batch without doubling the accumulation: `checkpoints.halved`
         "torch_empty_cache_steps": None, "ddp_find_unused_parameters": False,
@@ -155,8 +121,12 @@ def _shared(hyper: Hyper, seed: int, work_dir: Path) -> dict[str, Any]:
         # what is written
         "save_strategy": "steps", "save_steps": hyper.save_steps, "save_total_limit": 2,
         "logging_strategy": "steps", "logging_steps": max(1, hyper.max_steps // 40),
-        "logging_nan_inf_filter": False,  # a NaN must be seen: `checkpoints.stop_at_nan`
+        "logging_nan_inf_filter": False,  # a NaN must be seen: `checkpoints.Watch`
+        "report_to": report_to,
         "push_to_hub": False,  # the merged model is pushed, not the checkpoints: `card.push`
         "disable_tqdm": True, "include_num_input_tokens_seen": "no", "remove_unused_columns": False,
         "eval_strategy": "no", "per_device_eval_batch_size": hyper.batch_size, "eval_accumulation_steps": None,
     }  # fmt: skip
+    own = METHODS[method].arguments(hyper)
+    own |= {"precompute_ref_log_probs": precompute} if METHODS[method].reference else {}
+    return getattr(trl, f"{method.upper()}Config")(**shared, **own)
