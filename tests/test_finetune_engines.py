@@ -79,8 +79,8 @@ def test_no_default_that_unsloth_rewrites_is_relied_on(tmp_path, monkeypatch, me
     if found is None:
         pytest.skip("Unsloth is not installed")
     code = (Path(found.origin).parent / "models/rl.py").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^ +replacements = \{$(.*?)^ +\}", code, re.MULTILINE | re.DOTALL)
-    names = {*re.findall(r'"(\w+)" ?:', table), *re.findall(r'replacements\["(\w+)"\]', code)}
+    tables = "".join(re.findall(r"^ +replacements = \{$(.*?)^ +\}", code, re.MULTILINE | re.DOTALL))
+    names = {*re.findall(r'"(\w+)" ?:', tables), *re.findall(r'replacements\["(\w+)"\]', code)}
     assert {"learning_rate", "optim", "weight_decay", "seed", "warmup_steps", "loss_type"} <= names
     kind, given = getattr(trl, f"{method.upper()}Config"), []
     monkeypatch.setattr(trl, kind.__name__, lambda **options: given.append(options))

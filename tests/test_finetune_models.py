@@ -102,8 +102,8 @@ def test_a_family_is_trained_on_its_own_turns_and_learns_to_end_them(one_thread,
 def test_an_adapter_is_put_on_all_linear_layers(tmp_path, name, layers):
     base = family(name, tmp_path / "base")
     trainers.train(data.prepare("sft", [ROW], base, changed(max_steps=1, lora_rank=2)), base, tmp_path / "model")
-    adapter = read_json(tmp_path / "model/adapter/adapter_config.json", "")
-    assert adapter["target_modules"] == [f"{layer}_proj" for layer in layers.split()]
+    found = read_json(tmp_path / "model/adapter/adapter_config.json", "")["target_modules"]
+    assert {name.rpartition(".")[2] for name in found} == {f"{layer}_proj" for layer in layers.split()}
 
 
 def test_turns_that_a_template_cannot_take_are_folded_or_named(tmp_path):
