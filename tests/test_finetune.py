@@ -1,6 +1,5 @@
 """Examples, training and what comes out, with a model so small that a run takes a second."""
 
-import importlib
 import math
 import re
 import shutil
@@ -29,11 +28,12 @@ def trained(tiny, rewrites, tmp_path_factory):
     return undisturbed(rewrites, tiny, tmp_path_factory.mktemp("models"))
 
 
-def row(answer, other=None, label=None, question="I have a cough."):
-    made = {"prompt": turn("user", question)}
-    if other is not None:
-        return made | {"chosen": turn("assistant", answer), "rejected": turn("assistant", other)}
-    return made | {"completion": turn("assistant", answer)} | ({} if label is None else {"label": label})
+def row(answer, question="I have a cough.", **label):
+    return {"prompt": turn("user", question), "completion": turn("assistant", answer)} | label
+
+
+def pair(good, bad, question="I have a cough."):
+    return {"prompt": turn("user", question), "chosen": turn("assistant", good), "rejected": turn("assistant", bad)}
 
 
 @EACH
@@ -68,27 +68,25 @@ def test_what_is_shown_is_trained_and_what_trl_would_make(tiny, rewrites, tmp_pa
         trainers.check_labels(trainer, examples.ends)
 
 
+SOUND = {"sft": row, "dpo": lambda *told: pair("Rest.", *told), "kto": lambda *told: row(*told, label=True)}
 BAD = [
-    ("sft", [row("  ", question="My back hurts.")], {}, r"^1 of 5 examples \(row 5: 'My back.*all labels are masked"),
-    ("sft", [row("<|end|>")], {}, "^1 of 5 .*all labels are masked"),
-    ("dpo", [row("Rest.", "Rest.")], {}, r"^1 of 5 examples \(row 5: 'I have a c.* preferred to itself"),
+    ("sft", [row("  ", "My back hurts.")], {}, r"^1 of 5 examples \(row 5: 'My back.*all labels are masked"),
+    ("dpo", [pair("Rest.", "Rest.")], {}, r"^1 of 5 examples \(row 5: 'I have a c.* preferred to itself"),
     ("kto", [row("Tea.", label=True), row("Tea.", label=False)], {}, "^2 of 6 examples .* preferred to itself"),
     ("kto", [], {}, "KTO needs both kinds; 4 answers are desirable, 0 undesirable"),
     ("sft", [row("Walk. " * 40)], {"max_length": 64}, r"^1 of 5 examples \(row 5.* longer than 64 .*too_long"),
-    ("sft", [], {"max_length": 129}, "^max_length: the model reads 128 tokens, not 129; lower it"),
 ]
 
 
 @pytest.mark.parametrize(("method", "rows", "hyper", "told"), BAD)
 def test_examples_that_teach_nothing_are_named(tiny, method, rows, hyper, told):
-    other = {"sft": {}, "dpo": {"other": "Walk."}, "kto": {"label": True}}[method]
-    sound = [row(f"Rest {n}.", question="Why?", **other) for n in range(4)]
+    sound = [SOUND[method](f"Rest {n}.", "Why?") for n in range(4)]
     with pytest.raises(MedComfortError, match=told):
         data.prepare(method, sound + rows, tiny, changed(**hyper))
 
 
 def test_few_long_examples_are_left_out_and_the_length_is_planned(tiny):
-    rows = [row(f"Rest {n}.", question="Why?") for n in range(199)] + [row("Walk. " * 40)]
+    rows = [row(f"Rest {n}.", "Why?") for n in range(199)] + [row("Walk. " * 40)]
     examples = data.prepare("sft", rows, tiny, changed(max_length=64))
     assert examples.rows == rows[:199] and examples.left_out == 1 and len(examples.prompts) == 199
     assert data.prepare("sft", rows[:199], tiny, changed(max_length=0)).hyper.max_length == 64
@@ -121,17 +119,6 @@ def test_every_hyper_parameter_reaches_the_trainer(tmp_path, method):
     assert (made.warmup_steps, made.seed, made.data_seed, made.report_to) == (8, 5, 5, [])
     assert all(getattr(made, name, value) == value for name, value in own.items())
     assert method != "dpo" or (made.loss_type, made.loss_weights) == (["sigmoid", "sft"], [1.0, 0.6])
-
-
-def test_what_cannot_be_trained_here_is_said(tiny, rewrites, tmp_path, monkeypatch):
-    with pytest.raises(MedComfortError, match="cannot be made .*mytracker"):
-        fit("sft", "lora", rewrites, tiny, tmp_path / "model", report_to="mytracker")
-    with pytest.raises(MedComfortError, match="dtype: float16 trains an adapter on a GPU only"):
-        methods.config("sft", changed(dtype="float16"), 0, tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated=True: False)
-    with pytest.raises(MedComfortError, match="dtype: this GPU has no bfloat16 .* take float16"):
-        methods.config("sft", changed(dtype="bfloat16"), 0, tmp_path)
 
 
 @torch.no_grad()
@@ -178,11 +165,6 @@ def test_plain_transformers_reads_a_whole_model_and_its_adapter(trained, tiny):
     assert torch.allclose(merged.eval()(ids).logits, apart.eval()(ids).logits, atol=1e-4)
 
 
-def test_the_saved_model_has_the_dtype_asked_for(tiny, rewrites, tmp_path):
-    fit("sft", "lora", rewrites, tiny, tmp_path / "model", hyper=changed(save_dtype="bfloat16", max_steps=1))
-    assert {p.dtype for p in AutoModelForCausalLM.from_pretrained(tmp_path / "model").parameters()} == {torch.bfloat16}
-
-
 def parameters(tmp_path, rewrites, base, **changes):
     """The notebook's parameters, for a run of three steps."""
     given = {"method": "sft", "name": "", "base": base, "revision": "", "init_from": "", "engine": "trl", "seeds": [0],
@@ -210,9 +192,7 @@ def test_the_card_has_its_results_only_where_the_signature_is_right(trained, tmp
     folder, _ = trained("dpo", "lora")
     text = (folder / "README.md").read_text()
     head = yaml.safe_load(text.split("---\n")[1])
-    assert head["license"] == "other" and "dpo" in head["tags"] and "base_model" not in head
-    for said in ("not medical advice", "| learning_rate | 0.003 |", "Intended use", "Not evaluated yet", "loss 0.6"):
-        assert said in text
+    assert head["license"] == "other" and "not medical advice" in text and "| learning_rate | 0.003 |" in text
     copy = Path(shutil.copytree(folder, tmp_path / "models" / folder.name)) / "README.md"
     row = {"model": "dpo-lora", "seed": 0, "test_set": "neutral", "metric": "comfort", "value": 1.5, "low": 1.0,
            "high": 2.0, "n": 4}  # fmt: skip
@@ -248,23 +228,9 @@ def test_a_model_is_pushed_to_a_private_repository_only_when_asked(tiny, rewrite
     trainers.train_seeds(given | {"push_to_hub": "me/sft-{seed}"}, rewrites, "trl")
     created, uploaded = Hub.asked
     assert created["repo_id"] == uploaded["repo_id"] == "me/sft-0" and created["private"] is True
-    assert uploaded["folder_path"] == str(tmp_path / "models/sft-seed0")
     assert "hf_secret" not in capsys.readouterr().out + str(Hub.asked)
     with pytest.raises(MedComfortError, match=r"^push_to_hub: me/it-1 could not .*write access\); the model is saved"):
         card.push(tmp_path / "models/sft-seed0", "me/it-1")
-    with pytest.raises(MedComfortError, match="one repository for all seeds"):
-        trainers.train_seeds(given | {"push_to_hub": "me/sft", "seeds": [0, 1]}, rewrites, "trl")
-    monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(MedComfortError, match="^push_to_hub: set HF_TOKEN in the environment"):
-        trainers.train_seeds(given | {"push_to_hub": "me/sft-{seed}"}, rewrites, "trl")
-
-
-def test_the_engine_is_settled(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there, but broken")
-    monkeypatch.setattr(importlib, "import_module", lambda name: 1 / 0)
-    assert engine.prepare("trl") == engine.prepare("auto") == "trl"
-    with pytest.raises(MedComfortError, match="Unsloth cannot be imported here .*; choose engine trl"):
-        engine.prepare("unsloth")
 
 
 def test_no_remote_code_and_no_pickle_in_the_package():

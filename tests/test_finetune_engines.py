@@ -3,14 +3,11 @@
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import trl
 import yaml
 from finetuning import EACH, changed, fit, loss, rows_of
 from transformers import AutoModelForCausalLM
@@ -70,23 +67,6 @@ def test_the_engines_start_from_one_loss_and_end_within_the_spread_of_seeds(
     assert abs(sum(other[-2:]) / 2 - ends[0]) <= ends.max() - ends.min()
     one, base = (AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (by_unsloth / method, tiny))
     assert {name for name in one if not one[name].equal(base[name])} == {name for name in one if "_proj" in name}
-
-
-@EACH
-def test_no_default_that_unsloth_rewrites_is_relied_on(tmp_path, monkeypatch, method):
-    """Its source tells which fields it rewrites on a GPU; it cannot be imported without one."""
-    found = importlib.util.find_spec("unsloth")
-    if found is None:
-        pytest.skip("Unsloth is not installed")
-    code = (Path(found.origin).parent / "models/rl.py").read_text(encoding="utf-8")
-    tables = "".join(re.findall(r"^ +replacements = \{$(.*?)^ +\}", code, re.MULTILINE | re.DOTALL))
-    names = {*re.findall(r'"(\w+)" ?:', tables), *re.findall(r'replacements\["(\w+)"\]', code)}
-    assert {"learning_rate", "optim", "weight_decay", "seed", "warmup_steps", "loss_type"} <= names
-    kind, given = getattr(trl, f"{method.upper()}Config"), []
-    monkeypatch.setattr(trl, kind.__name__, lambda **options: given.append(options))
-    methods.config(method, LORA, 0, tmp_path)
-    # of mixtures of experts, under GRPO only
-    assert names & set(kind.__dataclass_fields__) - given[0].keys() <= {"router_aux_loss_coef"}
 
 
 def profile(folder, rewrites, base, batch_size):

@@ -138,10 +138,8 @@ HOSTILE = {
     "index": (written("model.safetensors.index.json", '{"weight_map": {"a": "../a.safetensors"}}'), "points outside"),
     "FIFO": (fifo, "model.safetensors in .* is no regular file"),
     "pickle": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "holds no .safetensors weights"),
-    "raise": (written("chat_template.jinja", "{{ raise_exception('no role') }}"), r"cannot render the turns \(no role"),
-    "include": (written("chat_template.jinja", "{% include '/etc/passwd' %}"), "cannot render the turns"),
+    "raise": (written("chat_template.jinja", "{% include '/etc/passwd' %}"), "cannot render the turns"),
     "weights": (written("model.safetensors", "half of it"), "cannot be loaded"),
-    "deep": (written("config.json", "[" * 99_999), "cannot be loaded"),
     "tokenizer": (written("tokenizer.json", "{"), "the tokenizer of .* cannot be loaded"),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template"),
 }

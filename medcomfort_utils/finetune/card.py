@@ -61,12 +61,9 @@ def text(training: dict[str, Any], history: pd.DataFrame, results: Sequence[dict
 
     local, readme = resolve(training["base"]), resolve(training["base"]) / "README.md"
     licence = ModelCard.load(readme).data.license if readme.is_file() else None  # as the base's card says
-    data = ModelCardData(
-        license=licence or "other",
-        pipeline_tag="text-generation",
-        base_model=None if local.exists() else training["base"],  # the hub knows hub ids only
-        tags=["medcomfort", training["method"], "research", "not-for-medical-use"],
-    )
+    tags = ["medcomfort", training["method"], "research", "not-for-medical-use"]
+    base = None if local.exists() else training["base"]  # the hub knows hub ids only
+    data = ModelCardData(license=licence or "other", pipeline_tag="text-generation", base_model=base, tags=tags)
     values = history.groupby("metric", sort=False)["value"].agg(["first", "last"]).itertuples()
     told = {"curves": list(values), "results": results, "licence": licence, "method": METHODS[training["method"]]}
     return ModelCard.from_template(data, template_str=CARD, training=training, **told).content

@@ -125,42 +125,34 @@ def adapter(rank: int, alpha: int, dropout: float = 0.0):
     return LoraConfig(**shape, target_modules="all-linear", bias="none", task_type="CAUSAL_LM") if rank else None
 
 
-def load(model: str, engine: str = "trl", dtype: str = "float32", revision: str = "", **unsloth):
+def load(model: str, engine="trl", dtype="float32", revision="", max_length=512, lora=None, seed=0):
     """(model, tokenizer) from a local folder or hub id: only safetensors are read, and no remote code is run.
 
-    `dtype`: float32, bfloat16 or float16. `unsloth`: see `_by_unsloth`. Raises MedComfortError for whatever reason.
+    `dtype`: float32, bfloat16 or float16. The rest is for Unsloth: on a GPU its trainers ignore TRL's `peft_config`,
+    would train all weights, and say nothing; so it puts the adapter `lora` on here.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer, source = load_tokenizer(model, revision), source_of(model)
+    tokenizer, source, cuda = load_tokenizer(model, revision), source_of(model), torch.cuda.is_available()
     options = {"dtype": getattr(torch, dtype), "revision": revision or None, **SAFE}
     with explained(f"model: {model} cannot be loaded"):
         if engine == "unsloth":
-            loaded = _by_unsloth(source, options, **unsloth)
+            from unsloth import FastLanguageModel
+
+            shared = {"max_seq_length": max_length, "use_gradient_checkpointing": cuda and "unsloth"}
+            # Else it takes its own mirror of the hub model, whose commits are others.
+            options |= {"use_exact_model_name": True, "load_in_4bit": False, "full_finetuning": lora is None}
+            loaded, _ = FastLanguageModel.from_pretrained(source, **options, **shared)
+            if lora:
+                shape = {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout, "bias": "none"}
+                shape |= {"target_modules": "all-linear", "random_state": seed}
+                loaded = FastLanguageModel.get_peft_model(loaded, **shape, **shared)
         else:  # one process a GPU under accelerate
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
             loaded = AutoModelForCausalLM.from_pretrained(source, **options).to(device)
     loaded.config.use_cache = False
     return loaded, tokenizer
-
-
-def _by_unsloth(source: str, options: dict, max_length: int, lora=None, seed: int = 0):
-    """A model by Unsloth, with the adapter `lora` put on by itself; None: all weights will be trained.
-
-    On a GPU its trainers ignore TRL's `peft_config`: they would train all weights, and say nothing.
-    """
-    import torch
-    from unsloth import FastLanguageModel
-
-    shared = {"max_seq_length": max_length, "use_gradient_checkpointing": torch.cuda.is_available() and "unsloth"}
-    options |= {"load_in_4bit": False, "full_finetuning": lora is None}
-    # Else it takes its own mirror of the hub model, whose commits are others.
-    model, _ = FastLanguageModel.from_pretrained(source, **options, **shared, use_exact_model_name=True)
-    if lora is None:
-        return model
-    shape = {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout, "bias": "none"}
-    return FastLanguageModel.get_peft_model(model, **shape, **shared, target_modules="all-linear", random_state=seed)
 
 
 def save(trained: Path, base: str, revision: str, tokenizer, folder: Path, dtype: str) -> None:

@@ -16,8 +16,6 @@ from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import to_preference, to_sft, to_unpaired
 from medcomfort_utils.schema import Hyper
 
-Columns = dict[str, list]
-
 
 @dataclass(frozen=True)
 class Method:
@@ -25,23 +23,23 @@ class Method:
 
     description: str
     view: Callable[..., list[dict]]  # the rewrites as rows of messages
-    columns: Callable[[list[list[int]], list[list[list[int]]], int], Columns]  # token ids, for TRL's collator
+    columns: Callable[..., dict[str, list]]  # token ids, for TRL's collator
     arguments: Callable[[Hyper], dict[str, Any]]  # its own arguments, beside those that all share
     reference: bool = True  # compares with a frozen model
     least_batch: int = 1  # examples a batch; above 1 the loss is estimated within a batch
 
 
-def _sft_columns(prompts: list[list[int]], answers: list[list[list[int]]], batch_size: int) -> Columns:
+def _sft_columns(prompts: list[list[int]], answers: list[list[list[int]]], batch_size: int) -> dict[str, list]:
     pairs = [(prompt, answer) for prompt, (answer,) in zip(prompts, answers, strict=True)]
     return {"input_ids": [p + a for p, a in pairs], "labels": [[-100] * len(p) + a for p, a in pairs]}
 
 
-def _dpo_columns(prompts: list[list[int]], answers: list[list[list[int]]], batch_size: int) -> Columns:
+def _dpo_columns(prompts: list[list[int]], answers: list[list[list[int]]], batch_size: int) -> dict[str, list]:
     chosen, rejected = zip(*answers, strict=True)
     return {"prompt_ids": prompts, "chosen_ids": list(chosen), "rejected_ids": list(rejected)}
 
 
-def _kto_columns(prompts: list[list[int]], answers: list[list[list[int]]], batch_size: int) -> Columns:
+def _kto_columns(prompts: list[list[int]], answers: list[list[list[int]]], batch_size: int) -> dict[str, list]:
     """Each prompt also gets its neighbour's answer, from which TRL estimates the KL term of a batch."""
     own = [answer for (answer,) in answers]
     batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]

@@ -42,15 +42,11 @@ def build(examples: Examples, model, arguments, lora=None, reference=None):
     logging.getLogger("trl").setLevel(logging.ERROR)
     kind = getattr(trl, f"{examples.method.upper()}Trainer")
     prepared = {"_prepare_dataset": lambda self, dataset, *_, **__: dataset}  # it is tokenised already
+    given = {"model": model, "args": arguments, "processing_class": examples.tokenizer, "peft_config": lora}
+    given |= {"train_dataset": examples.dataset(arguments.per_device_train_batch_size)}
+    given |= {"ref_model": reference} if METHODS[examples.method].reference else {}
     with engine.explained(f"The trainer of {examples.method} cannot be made"):  # as with an unknown report_to
-        trainer = type(kind.__name__, (kind,), prepared)(
-            model=model,
-            args=arguments,
-            train_dataset=examples.dataset(arguments.per_device_train_batch_size),
-            processing_class=examples.tokenizer,
-            peft_config=lora,
-            **({"ref_model": reference} if METHODS[examples.method].reference else {}),
-        )
+        trainer = type(kind.__name__, (kind,), prepared)(**given)
     if "ref" in getattr(trainer.model, "peft_config", {}):  # TRL's copy of an untrained adapter, which changes nothing
         trainer.model.delete_adapter("ref")
     trainer.remove_callback(PrinterCallback)
@@ -122,11 +118,10 @@ def fit(examples: Examples, hyper: Hyper, engine_name: str, work_dir: Path, repo
     config = methods.config(examples.method, hyper, examples.seed, work_dir, report_to, precompute)
     set_seed(examples.seed)
     lora = engine.adapter(hyper.lora_rank, hyper.lora_alpha, hyper.lora_dropout)
-    how = {"max_length": hyper.max_length, "lora": lora, "seed": examples.seed}
-    model, _ = engine.load(start, engine_name, hyper.dtype, examples.revision, **how)
-    frozen = None
-    if reference and lora is None and not precompute:
-        frozen = engine.load(start, "trl", hyper.dtype, examples.revision)[0].eval()
+    which = (hyper.dtype, examples.revision)
+    model, _ = engine.load(start, engine_name, *which, hyper.max_length, lora, examples.seed)
+    copied = reference and lora is None and not precompute
+    frozen = engine.load(start, "trl", *which)[0].eval() if copied else None
     trainer = build(examples, model, config, lora if engine_name == "trl" else None, frozen)
     checkpoints.check_disk(trainer.model, examples.tokenizer, hyper, work_dir)
     trainer.add_callback(checkpoints.Watch(f"{examples.method} seed {examples.seed}: steps", work_dir))
