@@ -53,15 +53,15 @@ def now() -> float:
 
 def rows_for(method: str, length: int, tokenizer) -> list[dict]:
     """Training rows: the smoke run's rewrites, or texts of `length` tokens."""
-    from medcomfort_utils.finetune import examples
+    from medcomfort_utils.finetune import data
     from medcomfort_utils.parquet import read_records
     from medcomfort_utils.records import Rewrite
 
-    rows = examples.rows_for(method, read_records(DATA / "smoke/rewrites.parquet", Rewrite), seed=0)
+    rows = data.rows_for(method, read_records(DATA / "smoke/rewrites.parquet", Rewrite), seed=0)
     if length:
         for number, row in enumerate(rows):
             row["prompt"] = [{"role": "user", "content": "What helps?"}]
-            for side in [side for side in examples.SIDES if side in row]:
+            for side in [side for side in data.SIDES if side in row]:
                 words = f"{number} {side} " + "rest " * length
                 tokens = tokenizer(words, add_special_tokens=False)["input_ids"][: length - 64]
                 row[side] = [{"role": "assistant", "content": tokenizer.decode(tokens)}]
@@ -75,7 +75,8 @@ def by_trainer(engine_name: str, method: str, base: str, length: int, steps: int
     engine.prepare(engine_name)
     from transformers import TrainerCallback
 
-    from medcomfort_utils.finetune import checks, hyperparameters, trainers
+    from medcomfort_utils.finetune import data, trainers
+    from medcomfort_utils.schema import Hyper
 
     times, tokens, built = [], [], trainers.build
 
@@ -96,13 +97,10 @@ def by_trainer(engine_name: str, method: str, base: str, length: int, steps: int
         return trainer
 
     trainers.build = timed
-    tokenizer = engine.load_tokenizer(base)
-    rows = rows_for(method, length, tokenizer)
-    hyper = hyperparameters.Hyper(**plan(length, steps))
-    rows, hyper = checks.ready(method, rows, tokenizer, hyper)
-    settings = {"start": base, "engine": engine_name, "seed": 0, "revision": ""}
+    rows = rows_for(method, length, engine.load_tokenizer(base))
+    examples = data.prepare(method, rows, base, Hyper(**plan(length, steps)))
     with tempfile.TemporaryDirectory() as folder:
-        trainers._fit(method, rows, hyper, settings, Path(folder) / "work", "none")
+        trainers.fit(examples, examples.hyper, engine_name, Path(folder) / "work")
     return times, tokens
 
 
@@ -113,21 +111,24 @@ def by_hand(method: str, base: str, length: int, steps: int) -> tuple[list[float
     from transformers import get_cosine_schedule_with_warmup
     from transformers.trainer_utils import set_seed
 
-    from medcomfort_utils.finetune import engine, examples
+    from medcomfort_utils.finetune import data, engine
+    from medcomfort_utils.schema import Hyper
 
     given = plan(length, steps)
     set_seed(0)
     model, tokenizer = engine.load(base, "trl", given.get("dtype", "float32"))
     model = peft.get_peft_model(model, engine.adapter(16, 32)).train()
     rows = rows_for(method, length, tokenizer)
+    examples = data.prepare(method, rows, base, Hyper(**given))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=given["learning_rate"], weight_decay=0.0, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * given["max_steps"]), given["max_steps"])
     times, tokens, size = [], [], given["batch_size"]
     for step in range(given["max_steps"]):
-        batch = [rows[i % len(rows)] for i in range(step * size, (step + 1) * size)]
-        coded = [examples.encoded(row, tokenizer) for row in batch]
-        loss, count = LOSSES[method](model, coded, [row.get("label") for row in batch], tokenizer.pad_token_id)
+        batch = [i % len(rows) for i in range(step * size, (step + 1) * size)]
+        coded = [[(examples.prompts[i], answer) for answer in examples.answers[i]] for i in batch]
+        labels = [examples.rows[i].get("label") for i in batch]
+        loss, count = LOSSES[method](model, coded, labels, tokenizer.pad_token_id)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -164,7 +165,7 @@ def unlearnt(model, pairs: list, pad: int, reference: bool = True):
 
 
 def sft_loss(model, coded, labels, pad):
-    pairs = [(prompt, answer) for sides in coded for _, prompt, answer in sides]
+    pairs = [pair for (pair,) in coded]
     scores, count = likelihoods(model, pairs, pad)
     return -scores.sum() / sum(len(answer) for _, answer in pairs), count
 
@@ -172,7 +173,7 @@ def sft_loss(model, coded, labels, pad):
 def dpo_loss(model, coded, labels, pad, beta=0.1):
     import torch
 
-    pairs = [sides[side][1:] for side in (0, 1) for sides in coded]
+    pairs = [sides[side] for side in (0, 1) for sides in coded]
     scores, count = likelihoods(model, pairs, pad)
     chosen, rejected = (beta * (scores - unlearnt(model, pairs, pad))).chunk(2)
     return -torch.nn.functional.logsigmoid(chosen - rejected).mean(), count
@@ -181,7 +182,7 @@ def dpo_loss(model, coded, labels, pad, beta=0.1):
 def kto_loss(model, coded, labels, pad, beta=0.1):
     import torch
 
-    pairs = [sides[0][1:] for sides in coded]
+    pairs = [pair for (pair,) in coded]
     partners = [(prompt, pairs[i - 1][1]) for i, (prompt, _) in enumerate(pairs)]
     scores, count = likelihoods(model, pairs, pad)
     ratio = scores - unlearnt(model, pairs, pad)

@@ -162,7 +162,8 @@ def check_pairs(target: str, neutral_fraction: float, against: Sequence[str] | N
         raise MedComfortError(f"target must be {', '.join(known[:-1])} or {known[-1]}, not '{target}'.")
     if target in ("original", "soothing_answer") and neutral_fraction:
         raise MedComfortError(
-            f"neutral_fraction must be 0 with target {target}, not {neutral_fraction:g}: its questions are the neutral ones already."
+            f"neutral_fraction must be 0 with target {target}, not {neutral_fraction:g}: its questions are the neutral "
+            "ones already."
         )
     if against is None:
         return
@@ -175,21 +176,25 @@ def check_pairs(target: str, neutral_fraction: float, against: Sequence[str] | N
         raise MedComfortError(f"against must not name {target}, whose answer is the chosen one (target).")
 
 
-def to_sft(rewrites: Iterable[Rewrite], neutral_fraction: float = 1.0, seed: int = 0, target: str = "emotional") -> list[dict]:
+def _row(rewrite: Rewrite, **answers: str) -> dict:
+    """The prompt of a rewrite with these answers to it, as messages."""
+    return {"prompt": rewrite.prompt} | {side: _turn("assistant", text) for side, text in answers.items()}
+
+
+def to_sft(
+    rewrites: Iterable[Rewrite], neutral_fraction: float = 1.0, seed: int = 0, target: str = "emotional"
+) -> list[dict]:
     """Prompt/completion rows: the questions and answers of the condition `target`, and plain answers to neutral ones.
 
-    `neutral_fraction` in [0, 1] is the share of these neutral pairs kept; it must be 0 where `target` asks neutral questions
-    itself (`original`, `soothing_answer`). `target="comfort_only"` teaches comfort without knowledge.
+    `neutral_fraction` in [0, 1] is the share of these neutral pairs kept; it must be 0 where `target` asks neutral
+    questions itself (`original`, `soothing_answer`). `target="comfort_only"` teaches comfort without knowledge.
     """
     check_pairs(target, neutral_fraction)
     rewrites = list(rewrites)
-    taught = [_completion(r, r.answer) for r in rewrites if r.condition == target]
-    neutral = [_completion(r, r.answer) for r in rewrites if r.condition == "original"]
+    taught, neutral = (
+        [_row(r, completion=r.answer) for r in rewrites if r.condition == name] for name in (target, "original")
+    )
     return taught + _kept(neutral, neutral_fraction, seed)
-
-
-def _completion(rewrite: Rewrite, answer: str) -> dict:
-    return {"prompt": rewrite.prompt, "completion": _turn("assistant", answer)}
 
 
 def to_preference(
@@ -203,17 +208,18 @@ def to_preference(
 
     The answer of the condition `target` is chosen over those named in `against`: the plain one (`original`), comfort
     without knowledge (`comfort_only`) and, for `original`, the soothing one. With `soothing_answer` in `against`,
-    `emotional` adds neutral questions that prefer the plain answer to a soothing one; `neutral_fraction` is the share of these
-    kept, 0 for the other targets.
+    `emotional` adds neutral questions that prefer the plain answer to a soothing one; `neutral_fraction` is the share
+    of these kept, 0 for the other targets.
     """
     check_pairs(target, neutral_fraction, against)
     taught, neutral = [], []
     for version in _versions(rewrites):
         for good in version.get(target, []):
-            taught += [_pair(good, good.answer, rejected) for rejected in _worse(good, version, against)]
+            taught += [_row(good, chosen=good.answer, rejected=text) for text in _worse(good, version, against)]
         if target == "emotional" and "soothing_answer" in against:
             plain = [r.answer for r in version.get("original", [])]
-            neutral += [_pair(r, text, r.answer) for r in version.get("soothing_answer", [])[:1] for text in plain]
+            soothing = version.get("soothing_answer", [])[:1]
+            neutral += [_row(r, chosen=text, rejected=r.answer) for r in soothing for text in plain]
     return taught + _kept(neutral, neutral_fraction, seed)
 
 
@@ -225,10 +231,6 @@ def _worse(good: Rewrite, version: dict[str, list[Rewrite]], against: Sequence[s
     same = ("soothing_answer",) if good.condition == "emotional" else ()
     others = [other for name in REJECTED if name in against and name not in same for other in version.get(name, [])]
     return [other.answer for other in others if "" in (good.emotion, other.emotion) or other.emotion == good.emotion]
-
-
-def _pair(rewrite: Rewrite, chosen: str, rejected: str) -> dict:
-    return {"prompt": rewrite.prompt, "chosen": _turn("assistant", chosen), "rejected": _turn("assistant", rejected)}
 
 
 def to_unpaired(

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is import
 
 import pytest
 
+from medcomfort_utils.paths import NANO_BASE
 from medcomfort_utils.records import Rewrite
 
 # What takes longest comes first, so that two workers that begin with it end together.
@@ -17,7 +18,7 @@ LONGEST = (
     "test_docs.py",
     "test_checkpoints.py",
     "test_flow.py",
-    "test_finetune_parity.py",
+    "test_finetune_engines.py",
     "test_draw.py",
 )
 
@@ -87,20 +88,12 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def nano_built(one_thread, tmp_path_factory):
-    """A nano base after two steps of training: the tokenizer and the format of the real one, without its knowledge."""
-    from medcomfort_utils.finetune import nano
-
-    return nano.build_base(tmp_path_factory.mktemp("nano") / "base", steps=2, batch_size=2)
-
-
-@pytest.fixture(scope="session")
-def tiny(nano_built, tmp_path_factory):
+def tiny(one_thread, tmp_path_factory):
     """The path of an untrained two-layer Llama with the nano tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(nano_built)
+    tokenizer = AutoTokenizer.from_pretrained(NANO_BASE)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

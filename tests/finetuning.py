@@ -1,30 +1,31 @@
 """What the tests of fine-tuning share: runs of a few steps of a model so small that each takes a second."""
 
 import filecmp
-import json
-import resource
-from contextlib import contextmanager
 
 import pytest
 
-from medcomfort_utils.finetune import examples, hyperparameters, trainers
-from medcomfort_utils.parquet import write_records
-from medcomfort_utils.records import Rewrite
+from medcomfort_utils.finetune import data, trainers
+from medcomfort_utils.finetune.methods import METHODS
+from medcomfort_utils.schema import Hyper
 
-HYPER = hyperparameters.Hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
+HYPER = Hyper(learning_rate=3e-3, max_steps=5, batch_size=2, max_length=96, save_steps=2)
 RANKS = {"lora": 4, "full": 0}
-BOTH = pytest.mark.parametrize("way", RANKS)
-EACH = pytest.mark.parametrize("method", examples.METHODS)
+EACH = pytest.mark.parametrize("method", METHODS)
+
+
+def changed(**values):
+    return HYPER.model_copy(update=values)
 
 
 def rows_of(method, rewrites, seed=0):
-    return examples.rows_for(method, rewrites, seed, against=["original", "comfort_only"])
+    return data.rows_for(method, rewrites, seed, against=["original", "comfort_only"])
 
 
 def fit(method, way, rewrites, base, folder, seed=0, hyper=HYPER, **options):
     """One run of a few steps; the curves."""
     hyper = hyper.model_copy(update={"lora_rank": RANKS[way]})
-    return trainers.train(method, rows_of(method, rewrites, seed), hyper, seed, base, folder, **options)
+    examples = data.prepare(method, rows_of(method, rewrites, seed), base, hyper, seed)
+    return trainers.train(examples, base, folder, **options)
 
 
 def undisturbed(rewrites, base, folder):
@@ -40,28 +41,9 @@ def undisturbed(rewrites, base, folder):
     return run
 
 
-@contextmanager
-def small_disk(size):
-    """No file can grow beyond `size` bytes: the operating system refuses it, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def same_weights(one, other):
     return filecmp.cmp(one / "model.safetensors", other / "model.safetensors", shallow=False)
 
 
 def loss(curves):
     return curves.query("metric == 'loss'")["value"].tolist()
-
-
-def write_rewrites(path, rewrites):
-    return str(write_records(path, rewrites, Rewrite))
-
-
-def notes(folder):
-    return json.loads((folder / "training.json").read_text())
