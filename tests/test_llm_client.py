@@ -20,7 +20,7 @@ from servers import FAULTS, Limited, Reply, StubServer
 
 from medcomfort_utils.llm import Cache, Client, Failure, Request, Response, Settings, limits, parse
 from medcomfort_utils.llm import client as llm_client
-from medcomfort_utils.llm.limits import retry_after
+from medcomfort_utils.llm.server import retry_after
 from medcomfort_utils.llm.server import _is_local, _key_for, checked_address
 from medcomfort_utils.paths import ROOT, MedComfortError
 

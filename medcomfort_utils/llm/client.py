@@ -15,29 +15,28 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from medcomfort_utils.llm.cache import FAILED, Cache, Failure, Request, Response
-from medcomfort_utils.llm.limits import SHARE, Budget, Estimate, Stopped, estimate, tokens
+from medcomfort_utils.llm.limits import Budget, Estimate, Stopped
 from medcomfort_utils.llm.server import Again, Server
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.schema import Settings
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the first retry, and at most; doubles with each
-TRIES_PAID = 2  # of a request whose answers cannot be read although their tokens were used
+TRIES_PAID, TRIES_HASTY = 2, 100  # of one request whose answers cannot be read, though paid; that is refused with 429
 FIRST_FAILURES, FAILURES = 8, 50  # in a row, after which a run stops: before any answer, and later
 REPLAYED = 16  # rows a task: where nothing waits, that is the faster half of a replay
-SHOWN = 5  # missing rows that an error names
+SHARE, ENOUGH = 0.13, 20  # tokens of an answer for each of its prompt, in MedComfort-mini; records that say it better
 Row, Result = TypeVar("Row"), TypeVar("Result")
 
 
 class Run:
     """What belongs to one run and its event loop. `stopped`: why no more calls are made; empty while they are."""
 
-    def __init__(self, settings: Settings):
-        self.loop = asyncio.get_running_loop()
-        self.closing, self._stopping, self.stopped = asyncio.Event(), asyncio.Event(), ""
-        self.calls = asyncio.Semaphore(settings.concurrency)
+    def __init__(self, concurrency: int):
+        self.loop, self.stopped, self._stopping = asyncio.new_event_loop(), "", asyncio.Event()
+        self.calls = asyncio.Semaphore(concurrency)
         # Twice as many rows as calls: one that waits for a retry leaves no gap, and yet rows are finished one after
         # the other rather than all begun.
-        self.rows = asyncio.Semaphore(2 * settings.concurrency)
+        self.rows = asyncio.Semaphore(2 * concurrency)
         self.asking: dict[str, asyncio.Event] = {}
         self.server: Server | None = None  # connected at the first call: a run from the cache needs none
         self.missing: list[str] = []  # rows without a recorded response, in a replay
@@ -53,9 +52,18 @@ class Run:
     async def pause(self, seconds: float) -> None:
         """Sleep; if meanwhile all is to stop, raise Stopped at once."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+            await asyncio.wait_for(self._stopping.wait(), seconds)
             raise Stopped(self.stopped)
+
+    async def close(self) -> None:
+        """End all that is under way."""
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        if self.server:
+            await self.server.close()
+        await self.loop.shutdown_default_executor()
 
     def count(self, outcome: Response | Failure, unanswered: bool) -> None:
         """Keep count of calls; raises Stopped where failures say that the others will fail too."""
@@ -70,14 +78,13 @@ class Run:
     def shortfall(self, cache: Cache) -> str:
         """Why results are missing, if any are. A row that is refused for its own sake may be so in each run."""
         if self.missing:
-            shown = ", ".join(self.missing[:SHOWN]) + (", ..." if len(self.missing) > SHOWN else "")
             return (
-                f"{len(self.missing):,} rows have no recorded response in {tidy(cache.path)} ({shown}), which holds "
-                f"{cache.summary()}: replay with the model, prompts and sampling of the record, import the record "
-                "they stand in, or run in mode auto to ask for them."
+                f"{len(self.missing):,} rows, the first {self.missing[0]}, have no recorded response among the "
+                f"{len(cache):,} in {tidy(cache.path)}: replay with the model, prompts and sampling of the record, "
+                "import the record they stand in, or run in mode auto to ask for them."
             )
+        failed = self.refused + self.unanswered
         if not self.stopped and (self.refused > self.answered + self.recalled or self.unanswered > self.answered):
-            failed = self.refused + self.unanswered
             return f"{failed:,} of {failed + self.answered:,} calls failed; the last: {self.last}."
         return self.stopped
 
@@ -91,18 +98,29 @@ class Client:
     """
 
     def __init__(self, settings: Settings, cache: Cache):
-        self.settings, self.cache = settings, cache
-        self.window = 16 * settings.concurrency
-        prices = {"price_in": settings.price_in, "price_out": settings.price_out}
-        self.budget = Budget(settings.max_cost, settings.max_tokens_total, **prices)
-        self.saved = Budget(**prices)
-        self.unanswered = 0
-        self._rng = random.Random(0)
-        self._run: Run | None = None
+        self.settings, self.cache, self.window = settings, cache, 16 * settings.concurrency
+        self.budget, self.saved, self.unanswered = Budget(settings), Budget(settings), 0
+        self._rng, self._run = random.Random(0), None
 
     def estimate(self, requests: Iterable[Request], share: float = SHARE) -> Estimate:
-        """What these requests would still cost: see `limits.estimate`."""
-        return estimate(requests, self.cache, self.settings, share)
+        """What these requests would still cost, read lazily; a request that stands there twice counts twice.
+
+        Answers are expected to be as long, against their prompts, as those on record; where fewer than `ENOUGH` are,
+        `share` is taken. Retries and repairs come on top.
+        """
+        known, missing, longest = Budget(self.settings), Budget(self.settings), 0
+        for request in requests:
+            response = None if self.settings.mode == "record" else self.cache.get(request.key)
+            if response is None or response.finish_reason == FAILED:
+                missing.book(request.prompt_tokens, 0)
+                longest += request.completion_tokens
+            else:
+                known.book(request.prompt_tokens, request.spent(response)[1])
+        if known.calls >= ENOUGH:
+            share = known.completion_tokens / known.prompt_tokens
+        expected = min(longest, round(missing.prompt_tokens * share))
+        costs = [missing.cost_of(missing.prompt_tokens, n) if missing.priced else None for n in (expected, longest)]
+        return Estimate(missing.calls, known.calls, missing.prompt_tokens, expected, longest, *costs)
 
     def run(
         self, rows: Iterable[Row], work: Callable[[Row], Awaitable[Result]], total: int | None = None
@@ -117,10 +135,8 @@ class Client:
         total = len(rows) if total is None and hasattr(rows, "__len__") else total
         replaying, at_terminal = self.settings.mode == "replay", sys.stderr.isatty()
         together, window, rows = REPLAYED if replaying else 1, deque[Future](), iter(rows)
-        bar = tqdm(
-            total=total, unit="row", disable=replaying and not at_terminal, mininterval=0.1 if at_terminal else 10
-        )
-        with self._running() as run, bar:
+        hidden, interval = replaying and not at_terminal, 0.1 if at_terminal else 10
+        with self._running() as run, tqdm(total=total, unit="row", disable=hidden, mininterval=interval) as bar:
             while not run.stopped and (some := list(islice(rows, together))):
                 window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), run.loop))
                 for _ in range(2):  # two out for one in: after a stall results come out and new rows go in
@@ -155,27 +171,16 @@ class Client:
         """A run, on an event loop in a thread of its own; at the end it is closed with all that is under way."""
         if self._run is not None:
             raise MedComfortError("This client is in the middle of a run: finish or close that one first.")
-        started: Future[Run] = Future()
-
-        async def serve() -> None:
-            run, self.budget.changed = Run(self.settings), asyncio.Event()
-            started.set_result(run)
-            await run.closing.wait()
-            under_way = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-            if run.server:
-                await run.server.close()
-
-        thread = threading.Thread(target=lambda: asyncio.run(serve()), name="llm", daemon=True)
+        self._run = run = Run(self.settings.concurrency)
+        thread = threading.Thread(target=run.loop.run_forever, name="llm", daemon=True)
         thread.start()
-        self._run = started.result()
         try:
-            yield self._run
+            yield run
         finally:
-            self._run.loop.call_soon_threadsafe(self._run.closing.set)
+            asyncio.run_coroutine_threadsafe(run.close(), run.loop).result()
+            run.loop.call_soon_threadsafe(run.loop.stop)
             thread.join()
+            run.loop.close()
             self._run = None
 
     async def ask(self, request: Request) -> Response | Failure:
@@ -184,13 +189,11 @@ class Client:
         To be awaited in the `work` of a `run`. Equal requests under way at the same time are paid once. Raises
         Stopped (a MedComfortError, which `work` lets through) where no answer can be had.
         """
-        run, key, waited = self._run, request.key, False
-        if run is None:
-            raise MedComfortError("ask is awaited in the work of a run: list(client.run(requests, client.ask)).")
+        run, key, mode = self._run, request.key, self.settings.mode
         while True:
-            if (self.settings.mode != "record" or waited) and (outcome := self._recalled(request)):
+            if mode != "record" and (outcome := self._recalled(request)):
                 return outcome
-            if self.settings.mode == "replay":
+            if mode == "replay":
                 run.missing.append(request.row)
                 raise Stopped(f"{request.row} has no recorded response.")
             if run.stopped:
@@ -198,7 +201,7 @@ class Client:
             if key not in run.asking:
                 break
             await run.asking[key].wait()
-            waited = True
+            mode = "auto"  # what was recorded a moment ago is new enough
         run.asking[key] = asyncio.Event()
         try:
             return await self._call(request)
@@ -213,13 +216,15 @@ class Client:
         if response is None or response.finish_reason == FAILED:
             return Failure(response.text) if response and self.settings.mode == "replay" else None
         self._run.recalled += 1
-        self.saved.book(*tokens(request, response))
+        self.saved.book(*request.spent(response))
         return response
 
     async def _call(self, request: Request) -> Response | Failure:
         """Ask the server, with retries, and record the outcome."""
-        run, tries, paid, hasty, answers = self._run, 0, 0, 0, 0
-        while True:
+        run, tries, paid, hasty = self._run, 0, 0, 0
+        while tries <= self.settings.retries and paid < TRIES_PAID and hasty < TRIES_HASTY:
+            if tries and not outcome.slow_down:
+                await run.pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * self._rng.uniform(0.5, 1.5))
             async with run.calls, self.budget.room(request.prompt_tokens, request.completion_tokens):
                 if run.stopped:
                     raise Stopped(run.stopped)
@@ -227,15 +232,7 @@ class Client:
                 outcome = await run.server.answer(request, last=tries == self.settings.retries)
             if not isinstance(outcome, Again):
                 return self._recorded(request, outcome)
-            if outcome.slow_down:
-                answers, hasty = answers or run.server.pace.answers, hasty + 1
-                if hasty > 30 and run.server.pace.answers > answers + 100:  # it is this row, and not its haste
-                    break
-                continue
-            tries, paid = tries + 1, paid + outcome.paid
-            if tries > self.settings.retries or paid >= TRIES_PAID:
-                break
-            await run.pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * self._rng.uniform(0.5, 1.5))
+            tries, hasty, paid = tries + (not outcome.slow_down), hasty + outcome.slow_down, paid + outcome.paid
         if outcome.unreachable:
             raise Stopped(f"No server can be reached at {run.server.base_url}: see that it runs, and start again.")
         failure = Failure(f"no answer in {tries + hasty} tries; at the last, {outcome.reason}")
@@ -243,7 +240,9 @@ class Client:
 
     def _recorded(self, request: Request, outcome: Response | Failure, unanswered: bool = False) -> Response | Failure:
         """What the cache holds once the outcome is committed; measured, that takes 0.02 ms, so no thread is needed."""
-        response = outcome.recorded(request.model) if isinstance(outcome, Failure) else outcome
+        response = outcome
+        if isinstance(outcome, Failure):
+            response = Response(outcome.reason, request.model, FAILED, 0, 0, cached=False)
         kept = self.cache.put_many({request.key: response}, self.settings.mode == "record")[request.key]
         self._run.count(outcome, unanswered)
         return outcome if kept.finish_reason == FAILED else replace(kept, cached=False)
