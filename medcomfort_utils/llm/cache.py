@@ -166,7 +166,7 @@ class Cache(AbstractContextManager):
         Without `overwrite` the first response to a request stays, so that a replay gives what the first run gave.
         """
         kept = []
-        with self._transaction():
+        with self._explained(writing=True):
             for key, response in responses.items():
                 row = (key, *(getattr(response, field) for field in FIELDS[1:]))
                 if not self._db.execute(INSERT, (*row, overwrite)).rowcount:
@@ -187,7 +187,7 @@ class Cache(AbstractContextManager):
         path, number = existing(path, "recorded responses"), 0
         if not path.is_file():
             raise MedComfortError(f"recorded responses: {tidy(path)} cannot be read: it is no file.")
-        with self._transaction(), path.open("rb") as file:
+        with self._explained(writing=True), path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     record = Record.model_validate_json(line)
@@ -200,13 +200,6 @@ class Cache(AbstractContextManager):
         with self._explained():
             return self._db.execute("SELECT count(*) FROM responses").fetchone()[0]
 
-    def summary(self) -> str:
-        """What the record holds, in words: "800 responses, by authored"."""
-        with self._explained():
-            query = "SELECT count(*), group_concat(DISTINCT model) FROM responses"
-            count, models = self._db.execute(query).fetchone()
-        return f"{count:,} responses" + (f", by {models[:200]}" if models else "")
-
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         self._db.close()
@@ -215,20 +208,18 @@ class Cache(AbstractContextManager):
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All is written or, after an exception, nothing."""
-        with self._explained(), self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            if os.stat(self.path).st_ino != self._inode:
-                raise OSError("another file has taken its place")
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """One thread at a time; an error names the file."""
+    def _explained(self, writing: bool = False) -> Iterator[None]:
+        """One thread at a time; all is written or, after an exception, nothing; an error names the file."""
         try:
             with self._lock:
-                yield
+                if not writing:
+                    yield
+                    return
+                with self._db:
+                    self._db.execute("BEGIN IMMEDIATE")
+                    yield
+                    if os.stat(self.path).st_ino != self._inode:
+                        raise OSError("another file has taken its place")
         except (sqlite3.Error, OSError, ValidationError) as error:
             problem = _problem(error) if isinstance(error, ValidationError) else getattr(error, "strerror", 0) or error
             raise MedComfortError(

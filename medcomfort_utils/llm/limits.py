@@ -4,12 +4,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.schema import Settings
 
 PATIENCE = 120.0  # seconds of nothing but "slow down": two of the windows in which most servers count
+LONGEST_PAUSE = 600.0  # seconds that a server may ask to wait before it is better to stop
 
 
 class Stopped(MedComfortError):  # noqa: N818 - a state, not a mistake
@@ -62,7 +63,7 @@ class Pace:
         if wait:
             self._held = max(self._held, now + wait)
             self._next = max(self._next, self._held)
-        return now - max(self._granted[-1], self._held) > PATIENCE
+        return wait > LONGEST_PAUSE or now - max(self._granted[-1], self._held) > PATIENCE
 
 
 class Budget:
@@ -124,8 +125,7 @@ class Budget:
         return f"{self.calls:,} calls, {tokens:,} tokens" + (f", cost {self.cost:.4f}" if self.priced else "")
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What is still to pay, were each answer as long as those on record, and as `max_tokens` allows (`longest_tokens`).
 
     Costs are None where no price was given.

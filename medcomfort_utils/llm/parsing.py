@@ -88,7 +88,8 @@ def _repaired(text: str) -> dict | str:
         return ""
     # It closes what the answer left open, the last brace without a word in its log: no end is made up here.
     closed = any(word in entry["text"] for entry in log for word in ("missed", "missing"))
-    if not isinstance(value, dict) or closed or text.count("{") - text.count("}") != mended.count("{") - mended.count("}"):
+    closed |= text.count("{") - mended.count("{") != text.count("}") - mended.count("}")
+    if closed or not isinstance(value, dict):
         return ""
     twins = [key for key in value if len(re.findall(rf"""["']{re.escape(key)}["']\s*:""", text)) > 1]
     return f"The key {_short(twins[0])} stands there twice." if twins else json.loads(mended)  # surrogates joined
@@ -97,8 +98,7 @@ def _repaired(text: str) -> dict | str:
 def _no_twins(pairs: list[tuple]) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = sorted(name for name, _ in pairs)
-        twin = next(name for name, other in zip(names, names[1:]) if name == other)
+        twin = max(value, key=[name for name, _ in pairs].count)
         raise Unparsable(f"The key {_short(twin)} stands there twice.")
     return value
 

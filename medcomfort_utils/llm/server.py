@@ -6,9 +6,8 @@ import os
 import re
 import urllib.request
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -25,7 +24,6 @@ ADDRESSES = ("MEDCOMFORT_BASE_URL", "OPENAI_BASE_URL")
 ADDRESS = re.compile(r"https?://(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*)(:\d{1,5})?(/[\w./~%+-]*)?", re.I | re.A)
 LARGEST = 2**22  # bytes of a decoded body; no answer that is asked for here comes near
 LONGEST_REASON = 300  # characters of a server's own words that are kept, cut after the key was taken out
-LONGEST_PAUSE, ABSURD = 600.0, 30 * 86400.0  # seconds asked to wait: better to stop; a mistake of the server
 RETRYABLE = (408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)  # may succeed later
 FATAL = {
     **dict.fromkeys((301, 302, 303, 307, 308), "it sends the call elsewhere: set base_url to where it should go"),
@@ -36,29 +34,28 @@ FATAL = {
     405: "check base_url, which mostly ends in /v1",
 }
 MODERATED = re.compile(r"moderat|flagged|content.?(policy|filter|management)|safety", re.I)
-UNSUPPORTED = r"support|unknown|unrecogni[sz]ed|unexpected|not (allowed|permitted)|only"
-NO_SYSTEM = r"\bsystem\W* (role|message|prompt|turn)|role.{0,20}system|developer inst|must alternate"
-NO_SCHEMA = r"grammar|schema|response.?format|structured|guided|json"
-ADAPTED = {"system": "put before the user's words", "max_tokens": "sent as max_completion_tokens"}
-ADAPTED["response_format"] = "asked for in words"  # anything else is left out
+UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|unexpected|not (allowed|permitted)|only", re.I)
+NO_SYSTEM = re.compile(r"\bsystem\W* (role|message|prompt|turn)|role.{0,20}system|developer inst|must alternate", re.I)
+NO_SCHEMA = re.compile(r"grammar|schema|response.?format|structured|guided|json", re.I)
 DESCRIBE = "\n\nAnswer with one JSON object that fits this JSON schema, and with no text before or after it:\n{schema}"
 
 
 class Again(NamedTuple):
-    """A call that failed and may succeed later. `paid`: its tokens were used all the same."""
+    """A call that failed; it may succeed later if its `status` (0: no whole answer came) is RETRYABLE.
+
+    `wait`: the pause in seconds that the server asked for. `paid`: its tokens were used all the same. `slow_down`: it
+    was refused for its haste alone, which costs no try.
+    """
 
     reason: str
-    slow_down: bool = False  # it was refused for its haste alone, which costs no try
+    status: int = 0
+    wait: float = 0.0
     paid: bool = False
     unreachable: bool = False
 
-
-class Refusal(NamedTuple):
-    """An error of the server, as its status and its own words; `wait`: the pause in seconds that it asked for."""
-
-    status: int
-    words: str
-    wait: float = 0.0
+    @property
+    def slow_down(self) -> bool:
+        return self.status == 429 or self.wait > 0
 
 
 class Server:
@@ -69,7 +66,7 @@ class Server:
         import aiohttp  # only here: a replay needs neither the package nor a key
 
         self.base_url = checked_address(settings.base_url or _environment(ADDRESSES))
-        self.pace, self._book, self._timeout, self.answers = Pace(settings, pause), book, settings.timeout, 0
+        self.pace, self._book, self.answers = Pace(settings, pause), book, 0
         self._learnt: dict[str, str] = {}  # how all requests are changed, and the words that taught it
         self._structured = False  # whether it has answered by a schema
         key, url, local = _key_for(self.base_url), urlsplit(self.base_url), _is_local(self.base_url)
@@ -78,17 +75,12 @@ class Server:
         self._secret = re.compile("".join(escaped) if len(key) >= 8 else r"(?!)")
         proxied = not local and not urllib.request.proxy_bypass(url.hostname)
         self._proxy = urllib.request.getproxies().get(url.scheme) if proxied else None
-        self._session = aiohttp.ClientSession(
+        self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.concurrency),
             timeout=aiohttp.ClientTimeout(total=settings.timeout),  # of the whole call, however slowly the bytes drip
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"}
-            | ({"Authorization": f"Bearer {key}"} if key else {}),
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             auto_decompress=False,
         )
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._session.close()
 
     async def answer(self, request: Request, last: bool = False) -> Response | Failure | Again:
         """Ask once; what the server refuses in all requests is changed and asked at once, and learnt for the run.
@@ -99,17 +91,17 @@ class Server:
         while True:
             left = await self.pace.turn(reserved)
             outcome = await self._post(request, changes)
-            if not isinstance(outcome, Refusal) or outcome.status != 429:
-                spent = isinstance(outcome, Response) and outcome.prompt_tokens + outcome.completion_tokens
-                self.pace.granted(reserved - (spent or reserved))
-            if not isinstance(outcome, Refusal):
-                break
+            if isinstance(outcome, Response):
+                self.pace.granted(reserved - outcome.prompt_tokens - outcome.completion_tokens)
+                self._learn(request, changes)
+                return outcome
+            if isinstance(outcome, Failure) or outcome.status != 429:
+                self.pace.granted(0)
+            if isinstance(outcome, Failure) or not outcome.status:
+                return outcome
             if not (change := _adapted(request, outcome, changes, last)):
                 return self._meaning(request, outcome, left)
-            changes[change] = outcome.words
-        if isinstance(outcome, Response):
-            self._learn(request, changes)
-        return outcome
+            changes[change] = outcome.reason
 
     def _learn(self, request: Request, changes: dict[str, str]) -> None:
         """Keep the changes that helped; a schema is given up only if none has been taken yet."""
@@ -117,54 +109,46 @@ class Server:
         for change in changes.keys() - self._learnt.keys():
             if change != "response_format" or not self._structured:
                 self._learnt[change] = changes[change]
-                how = ADAPTED.get(change, "left out")
-                LOG.warning("%s does not take %s; it is %s (%s).", self.base_url, change, how, changes[change])
+                LOG.warning("%s is asked without %s from here on (%s).", self.base_url, change, changes[change])
 
-    def _meaning(self, request: Request, refusal: Refusal, left: float) -> Failure | Again:
+    def _meaning(self, request: Request, refusal: Again, left: float) -> Failure | Again:
         """What an error means for the row; Stopped if it means the same for all rows."""
-        status, words = refusal.status, refusal.words
+        words = refusal.reason
+        status = 402 if "insufficient_quota" in words else refusal.status
         of_the_row = status == 403 and (self.answers or MODERATED.search(words))
         if status in FATAL and not of_the_row:
             raise Stopped(f"{self.base_url} says {status}, {words}: {FATAL[status].format(model=request.model)}.")
-        if "insufficient_quota" in words:
-            raise Stopped(f"{self.base_url} says that the account has no quota left ({status}).")
+        reason = f"the server refused the request ({status}): {words}"
         if status not in RETRYABLE:
-            return Failure(f"the server refused the request ({status}): {words}")
-        if refusal.wait > LONGEST_PAUSE:
-            raise Stopped(f"{self.base_url} asks to wait {refusal.wait:.0f} s ({status}): start again then to go on.")
-        reason, slow_down = f"the server answered {status}: {words}", status == 429 or refusal.wait > 0
-        if slow_down and self.pace.refused(left, refusal.wait):
-            raise Stopped(f"{self.base_url} answers nothing any more; at the last, {reason}.")
-        return Again(reason, slow_down)
+            return Failure(reason)
+        if refusal.slow_down and self.pace.refused(left, refusal.wait):
+            asked = f" and asks to wait {refusal.wait:.0f} s" if refusal.wait else ""
+            raise Stopped(f"{self.base_url} answers nothing any more{asked}; at the last, {reason}.")
+        return refusal._replace(reason=reason)
 
-    async def _post(self, request: Request, changes: dict[str, str]) -> Response | Failure | Again | Refusal:
+    async def _post(self, request: Request, changes: dict[str, str]) -> Response | Failure | Again:
         import aiohttp
 
+        url, body, content = f"{self.base_url.rstrip('/')}/chat/completions", _body(request, changes), b""
         try:
-            body = json.dumps(_body(request, changes), ensure_ascii=False).encode()
-            url = f"{self.base_url.rstrip('/')}/chat/completions"
-            async with self._session.post(url, data=body, proxy=self._proxy, allow_redirects=False) as http:
-                content = b""
+            async with self.session.post(url, json=body, proxy=self._proxy, allow_redirects=False) as http:
                 async for part in http.content.iter_any():
                     if len(content := content + part) > LARGEST:
                         break
             if http.headers.get("Content-Encoding", "identity") != "identity":  # sent although it was not asked for
                 content = zlib.decompressobj(47).decompress(content, LARGEST + 1)
-        except UnicodeEncodeError:
-            return Failure("the request holds half a character (a lone surrogate), which cannot be sent")
-        except TimeoutError:
-            return Again(f"no answer came within {self._timeout:g} s")
-        except (aiohttp.ClientError, OSError, zlib.error) as error:
-            return Again("the connection failed", unreachable=isinstance(error, aiohttp.ClientConnectorError))
+        except (TimeoutError, aiohttp.ClientError, OSError, zlib.error) as error:
+            unreachable = isinstance(error, aiohttp.ClientConnectorError)
+            return Again(f"no whole answer came ({type(error).__name__})", unreachable=unreachable)
         # Outside of `except`: the library's error, which holds the request with its key, is not carried along.
         if http.status >= 300:
-            return Refusal(http.status, self._words(content), retry_after(http.headers))
+            return Again(self._words(content), http.status, _retry_after(http.headers.get("Retry-After", "")))
         if len(content) > LARGEST:
             self._booked(request, {}, content.decode("utf-8", "replace"))
             return Failure(f"the server's answer is larger than {LARGEST // 2**20} MB")
         return self._read(request, content)
 
-    def _read(self, request: Request, content: bytes) -> Response | Failure | Again | Refusal:
+    def _read(self, request: Request, content: bytes) -> Response | Failure | Again:
         """What a 200 holds: an answer, or an error after all."""
         try:
             data = json.loads(content)
@@ -173,34 +157,34 @@ class Server:
         data = data if isinstance(data, dict) else {}
         if data.get("error") and not data.get("choices") and not data.get("usage"):
             code = re.search(r"""["'](?:code|status)["']: ["']?([345]\d\d)\b""", str(data["error"]))
-            return Refusal(int(code[1]) if code else 500, self._words(content))
+            return Again(self._words(content), int(code[1]) if code else 500)
         try:
-            message, reason = data["choices"][0]["message"], str(data["choices"][0].get("finish_reason"))
-            text = reading(message, request.schema)
+            choice = data["choices"][0]
+            text, reason = reading(choice["message"], request.schema), str(choice.get("finish_reason"))
+            refused = choice["message"].get("refusal")
         except (LookupError, TypeError, AttributeError):
-            text, message = "", {}
-        usage = data["usage"] if isinstance(data.get("usage"), dict) else {}
-        used = self._booked(request, usage, text or str(message))
-        if not message:
-            return Again(f"the server's answer holds no message: {self._words(content)}", paid=True)
-        if not text and message.get("refusal"):
-            text, reason = str(message["refusal"]), "refusal"
+            text, reason, refused = "", f"none; it says: {self._words(content)}", ""
+        used = self._booked(request, data.get("usage"), text or str(data.get("choices")))
+        if not text and refused:
+            text, reason = str(refused), "refusal"
         if not text:
             why = f"the answer is empty (finish_reason {reason}): see max_tokens and the server's reasoning parser"
             return Failure(why) if reason in ("length", "content_filter") else Again(why, paid=True)
         model, reason = str(data.get("model") or request.model), reason.replace(FAILED, f"server: {FAILED}")
         return Response(*map(self._scrubbed, (text, model, reason)), *used, cached=False)
 
-    def _booked(self, request: Request, usage: dict, text: str) -> tuple[int, int]:
+    def _booked(self, request: Request, usage: object, text: str) -> list[int]:
         """Count the tokens of an answer: those that the server names, as far as they can be true, else an estimate."""
-        used, asked, written = [], request.prompt_tokens, estimated_tokens(text)
-        longest = 64 + 4 * asked + len(json.dumps(request.schema)), max(request.completion_tokens, 4 * written)
-        for name, estimate, most in zip(("prompt_tokens", "completion_tokens"), (asked, written), longest, strict=True):
-            count = usage.get(name)
-            used.append(min(count, most) if isinstance(count, int) and count > 0 else estimate)
+        asked, written, used = request.prompt_tokens, estimated_tokens(text), []
+        for name, own, most in (
+            ("prompt_tokens", asked, 64 + 4 * asked + len(json.dumps(request.schema))),
+            ("completion_tokens", written, max(request.completion_tokens, 4 * written)),
+        ):
+            count = usage.get(name) if isinstance(usage, dict) else None
+            used.append(min(count, most) if isinstance(count, int) and count > 0 else own)
         self.answers += 1
         self._book(*used)
-        return used[0], used[1]
+        return used
 
     def _words(self, content: bytes) -> str:
         """The server's own words, on one line; whatever it sent."""
@@ -217,34 +201,33 @@ class Server:
         return self._secret.sub("[key]", text.encode("utf-8", "replace").decode("utf-8"))
 
 
-def _adapted(request: Request, refusal: Refusal, changes: dict[str, str], last: bool) -> str:
-    """What to change in the request after this refusal; nothing if it is not of that kind."""
-    said = partial(re.search, string=refusal.words, flags=re.I)
-    if refusal.status not in (400, 422, 500, 501):
+def _adapted(request: Request, refusal: Again, changes: dict[str, str], last: bool) -> str:
+    """The part of the request to do without after this refusal; nothing if it is not of that kind."""
+    words, status = refusal.reason, refusal.status
+    if status not in (400, 422, 500, 501):
         return ""
-    meant = [name for name in request.sampling if said(UNSUPPORTED) and said(rf"\b{re.escape(name)}\b")]
-    if request.messages[0]["role"] == "system" and said(NO_SYSTEM):
+    named = [name for name in request.sampling if re.search(rf"\b{re.escape(name)}\b", words)]
+    meant = named if UNSUPPORTED.search(words) else []
+    if request.messages[0]["role"] == "system" and NO_SYSTEM.search(words):
         meant.insert(0, "system")
-    if request.schema and (refusal.status != 500 or last or said(NO_SCHEMA)):  # a 500 may pass
+    if request.schema and (status != 500 or last or NO_SCHEMA.search(words)):  # a 500 may pass
         meant.append("response_format")
     return next((change for change in meant if change not in changes), "")
 
 
 def _body(request: Request, changes: dict[str, str]) -> dict:
     """What is sent: the request, changed for what this server does not take."""
-    messages, body = list(request.messages), {"model": request.model}
-    for name, value in request.sampling.items():
-        if name == "max_tokens" and name in changes:
-            body["max_completion_tokens"] = value
-        elif name not in changes:
-            body[name] = value
+    messages = list(request.messages)
+    body = {"model": request.model} | {name: n for name, n in request.sampling.items() if name not in changes}
+    if "max_tokens" in changes.keys() & request.sampling.keys():
+        body["max_completion_tokens"] = request.sampling["max_tokens"]
     if request.schema and "response_format" in changes:
         schema = DESCRIBE.format(schema=json.dumps(request.schema, ensure_ascii=False, indent=1))
         messages[-1] = {**messages[-1], "content": messages[-1]["content"] + schema}
     elif request.schema:
         schema = {"name": "answer", "schema": request.schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if "system" in changes:
+    if "system" in changes and messages[0]["role"] == "system":
         system, first, *others = messages
         messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
     return {**body, "messages": messages}
@@ -265,24 +248,22 @@ def reading(message: dict, schema: dict | None) -> str:
     return ""
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
+def _retry_after(asked: str) -> float:
     """Seconds that a server asks to wait; 0 if it does not, or not in a way that can be meant."""
     try:
-        seconds = float(headers.get("Retry-After", 0))
+        return float(asked) if 0 < float(asked) < 30 * 86400 else 0.0
     except ValueError:  # a date, which no server of language models sends
         return 0.0
-    return seconds if 0 < seconds < ABSURD else 0.0
 
 
 def checked_address(base_url: str) -> str:
     """The address of a server; a MedComfortError, which does not show it, where it cannot be one or carries a key."""
-    base_url = base_url.strip()
-    if not ADDRESS.fullmatch(base_url):
+    if not ADDRESS.fullmatch(base_url.strip()):
         raise MedComfortError(
             "base_url must hold no key or password, and be the http or https address of an OpenAI-compatible server, "
             "such as http://127.0.0.1:8000/v1: set it in the profile or as MEDCOMFORT_BASE_URL."
         )
-    return base_url
+    return base_url.strip()
 
 
 def _is_local(base_url: str) -> bool:
