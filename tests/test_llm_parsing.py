@@ -6,6 +6,7 @@ import time
 import pytest
 
 from medcomfort_utils.llm import Unparsable, parse
+from medcomfort_utils.llm.parsing import without_thoughts
 
 SCHEMA = {
     "type": "object",
@@ -72,6 +73,19 @@ def test_names_the_problem_in_a_short_sentence(text, problem):
     with pytest.raises(Unparsable, match=problem) as caught:
         parse(text, SCHEMA)
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("Rest. <think>a</think> And drink.", "Rest.  And drink."),
+        ("kind thoughts</think>\n\nTake the tablets.", "Take the tablets."),
+        ("<think>kind thoughts", ""),
+        ("Take the tablets.", "Take the tablets."),
+    ],
+)
+def test_thoughts_are_no_reply(text, reply):
+    assert without_thoughts(text) == reply
 
 
 @pytest.mark.parametrize("unit", ["{", '{"a":', '{"', '\\"', '{"a": "x "y" ', "<think>", "<|channel|>final"])

@@ -60,8 +60,7 @@ class Request:
     @cached_property
     def completion_tokens(self) -> int:
         """The longest answer to be expected: `max_tokens`; where the sampling sets none, as long as the prompt."""
-        limit = self.sampling.get("max_completion_tokens") or self.sampling.get("max_tokens")
-        return int(limit) if limit else self.prompt_tokens
+        return int(self.sampling.get("max_tokens") or self.prompt_tokens)
 
     def spent(self, response: "Response") -> tuple[int, int]:
         """Tokens of prompt and answer: as recorded, else estimated (a response may have come from no server)."""

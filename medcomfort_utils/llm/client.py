@@ -21,7 +21,7 @@ from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.schema import Settings
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the first retry, and at most; doubles with each
-TRIES_PAID, TRIES_HASTY = 2, 100  # of one request whose answers cannot be read, though paid; that is refused with 429
+TRIES_PAID = 2  # of a request whose answers cannot be read although their tokens were used
 FIRST_FAILURES, FAILURES = 8, 50  # in a row, after which a run stops: before any answer, and later
 REPLAYED = 16  # rows a task: where nothing waits, that is the faster half of a replay
 SHARE, ENOUGH = 0.13, 20  # tokens of an answer for each of its prompt, in MedComfort-mini; records that say it better
@@ -34,9 +34,7 @@ class Run:
     def __init__(self, concurrency: int):
         self.loop, self.stopped, self._stopping = asyncio.new_event_loop(), "", asyncio.Event()
         self.calls = asyncio.Semaphore(concurrency)
-        # Twice as many rows as calls: one that waits for a retry leaves no gap, and yet rows are finished one after
-        # the other rather than all begun.
-        self.rows = asyncio.Semaphore(2 * concurrency)
+        self.rows = asyncio.Semaphore(2 * concurrency)  # one that waits for a retry leaves no gap
         self.asking: dict[str, asyncio.Event] = {}
         self.server: Server | None = None  # connected at the first call: a run from the cache needs none
         self.missing: list[str] = []  # rows without a recorded response, in a replay
@@ -78,11 +76,9 @@ class Run:
     def shortfall(self, cache: Cache) -> str:
         """Why results are missing, if any are. A row that is refused for its own sake may be so in each run."""
         if self.missing:
-            return (
-                f"{len(self.missing):,} rows, the first {self.missing[0]}, have no recorded response among the "
-                f"{len(cache):,} in {tidy(cache.path)}: replay with the model, prompts and sampling of the record, "
-                "import the record they stand in, or run in mode auto to ask for them."
-            )
+            where = f"have no recorded response among the {len(cache):,} in {tidy(cache.path)}"
+            how = "replay with the model, prompts and sampling of the record, or run in mode auto"
+            return f"{len(self.missing):,} rows, the first {self.missing[0]}, {where}: {how}."
         failed = self.refused + self.unanswered
         if not self.stopped and (self.refused > self.answered + self.recalled or self.unanswered > self.answered):
             return f"{failed:,} of {failed + self.answered:,} calls failed; the last: {self.last}."
@@ -92,9 +88,8 @@ class Run:
 class Client:
     """Answers from the cache or a server, for one run at a time.
 
-    `window`: how many rows `run` reads ahead of the last one it yielded. `budget`: what was spent. `saved`: what the
-    answers out of the cache took when they were made. `unanswered`: calls that got no answer in the last run, though
-    nothing was said against them; another run asks again.
+    `window`: how many rows `run` reads ahead. `budget`: what was spent. `saved`: what the answers out of the cache took
+    when they were made. `unanswered`: calls of the last run that got no answer; another run asks again.
     """
 
     def __init__(self, settings: Settings, cache: Cache):
@@ -125,16 +120,15 @@ class Client:
     ) -> Iterator[Result]:
         """Apply `work`, which awaits `ask`, to many rows at once; yields the results in the order of the rows.
 
-        Rows are read lazily, in the caller's thread, at most `window` ahead of the last result; `work` runs in a
-        thread of its own, so this works where an event loop already runs. Closing the iterator or Ctrl-C ends the
-        calls under way. Stopped is raised after all rows that could be finished were yielded: where no more calls can
-        be made (budget, wrong key), where most calls failed, and for rows without a recorded response in a replay.
+        Rows are read lazily, in the caller's thread; `work` runs in another, so that a loop may run here already.
+        Closing the iterator or Ctrl-C ends the calls under way. Raises Stopped after all rows that could be finished
+        were yielded: where no more calls can be made, most failed, or a replay lacks a response.
         """
         total = len(rows) if total is None and hasattr(rows, "__len__") else total
-        replaying, at_terminal = self.settings.mode == "replay", sys.stderr.isatty()
+        replaying = self.settings.mode == "replay"
         together, window, rows = REPLAYED if replaying else 1, deque[Future](), iter(rows)
-        hidden, interval = replaying and not at_terminal, 0.1 if at_terminal else 10
-        with self._running() as run, tqdm(total=total, unit="row", disable=hidden, mininterval=interval) as bar:
+        interval = 0.1 if sys.stderr.isatty() else 10
+        with self._running() as run, tqdm(total=total, unit="row", disable=replaying, mininterval=interval) as bar:
             while not run.stopped and (some := list(islice(rows, together))):
                 window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), run.loop))
                 for _ in range(2):  # two out for one in: after a stall results come out and new rows go in
@@ -184,8 +178,8 @@ class Client:
     async def ask(self, request: Request) -> Response | Failure:
         """One answer, from the cache or from the server; committed to the cache before it is returned.
 
-        To be awaited in the `work` of a `run`. Equal requests under way at the same time are paid once. Raises
-        Stopped (a MedComfortError, which `work` lets through) where no answer can be had.
+        To be awaited in the `work` of a `run`, which lets through Stopped, raised where no answer can be had. Equal
+        requests under way at the same time are paid once.
         """
         run, key, mode = self._run, request.key, self.settings.mode
         while True:
@@ -219,8 +213,8 @@ class Client:
 
     async def _call(self, request: Request) -> Response | Failure:
         """Ask the server, with retries, and record the outcome."""
-        run, outcome, tries, paid, hasty = self._run, None, 0, 0, 0
-        while tries <= self.settings.retries and paid < TRIES_PAID and hasty < TRIES_HASTY:
+        run, outcome, tries, paid = self._run, None, 0, 0
+        while tries <= self.settings.retries and paid < TRIES_PAID:
             if tries and not outcome.slow_down:
                 await run.pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * self._rng.uniform(0.5, 1.5))
             async with run.calls, self.budget.room(request.prompt_tokens, request.completion_tokens):
@@ -230,10 +224,8 @@ class Client:
                 outcome = await run.server.answer(request, last=tries == self.settings.retries)
             if not isinstance(outcome, Again):
                 return self._recorded(request, outcome)
-            tries, hasty, paid = tries + (not outcome.slow_down), hasty + outcome.slow_down, paid + outcome.paid
-        if outcome.unreachable:
-            raise Stopped(f"No server can be reached at {run.server.base_url}: see that it runs, and start again.")
-        failure = Failure(f"no answer in {tries + hasty} tries; at the last, {outcome.reason}")
+            tries, paid = tries + (not outcome.slow_down), paid + outcome.paid
+        failure = Failure(f"no answer in {tries} tries; at the last, {outcome.reason}")
         return self._recorded(request, failure, unanswered=True)
 
     def _recorded(self, request: Request, outcome: Response | Failure, unanswered: bool = False) -> Response | Failure:

@@ -67,11 +67,10 @@ class Pace:
 
 
 class Budget:
-    """What may be spent and what was: tokens, and cost at prices per million tokens. A limit of 0 is none.
+    """What may be spent and what was: tokens, and cost at prices per million tokens.
 
-    A call reserves the most it can cost before it is made, so that the limits are not overrun by calls under way;
-    what it really took is booked after. Calls that bring no answer are not counted: the server does not say what
-    they took.
+    A call reserves the most it can take, so that calls under way overrun no limit; what it took is booked after. Calls
+    that bring no answer are not counted: the server does not say what they took.
     """
 
     def __init__(self, settings: Settings):
@@ -81,11 +80,9 @@ class Budget:
 
     @property
     def cost(self) -> float:
-        """Spent so far, in the currency of the prices."""
         return self.cost_of(self.prompt_tokens, self.completion_tokens)
 
     def cost_of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The cost of so many tokens."""
         return (prompt_tokens * self._settings.price_in + completion_tokens * self._settings.price_out) / 1e6
 
     @asynccontextmanager
@@ -94,10 +91,8 @@ class Budget:
         most = prompt_tokens + completion_tokens, self.cost_of(prompt_tokens, completion_tokens)
         while over := self._over(*most):
             if not self._reserved:
-                raise Stopped(
-                    f"The budget is used up: the next call could go over {over} (spent so far: {self}). All "
-                    "responses are kept; start again, with a new budget, to go on where this stopped."
-                )
+                why = f"the next call could go over {over} (spent so far: {self})"
+                raise Stopped(f"The budget is used up: {why}. All responses are kept; start again to go on.")
             await asyncio.sleep(0.05)
         self._reserved.append(most)
         try:
@@ -126,17 +121,14 @@ class Budget:
 
 
 class Estimate(NamedTuple):
-    """What is still to pay, were each answer as long as those on record, and as `max_tokens` allows (`longest_tokens`).
-
-    Costs are None where no price was given.
-    """
+    """What is still to pay; `longest_tokens` and `highest_cost`: were each answer as long as `max_tokens` allows."""
 
     calls: int
     cached: int
     prompt_tokens: int
     completion_tokens: int
     longest_tokens: int
-    cost: float | None
+    cost: float | None  # without a price
     highest_cost: float | None
 
     def __str__(self) -> str:

@@ -9,7 +9,6 @@ from itertools import islice
 from json_repair import repair_json
 from jsonschema import Draft202012Validator
 
-LONGEST_PROBLEM = 300  # characters
 LONGEST_REPAIRED = 32_000  # characters of a broken object; more is no answer to anything that is asked here
 MOST_OBJECTS = 16  # places at which an object is looked for, so that the time grows with the length alone
 _THOUGHT = re.compile(
@@ -130,4 +129,4 @@ def _validator(schema: str) -> Draft202012Validator:
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= LONGEST_PROBLEM else f"{text[:LONGEST_PROBLEM]}…"
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -25,14 +25,7 @@ ADDRESS = re.compile(r"https?://(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*)(:\d{1,5})?(/[
 LARGEST = 2**22  # bytes of a decoded body; no answer that is asked for here comes near
 LONGEST_REASON = 300  # characters of a server's own words that are kept, cut after the key was taken out
 RETRYABLE = (408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)  # may succeed later
-FATAL = {
-    **dict.fromkeys((301, 302, 303, 307, 308), "it sends the call elsewhere: set base_url to where it should go"),
-    401: "set MEDCOMFORT_API_KEY to a valid key (OPENAI_API_KEY is sent only over https or to this machine)",
-    402: "it asks for payment: see to the account behind the key",
-    403: "the key may not use the model '{model}'",
-    404: "check the model '{model}' and base_url, which mostly ends in /v1",
-    405: "check base_url, which mostly ends in /v1",
-}
+FATAL = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)  # will not, for any row
 MODERATED = re.compile(r"moderat|flagged|content.?(policy|filter|management)|safety", re.I)
 UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|unexpected|not (allowed|permitted)|only", re.I)
 NO_SYSTEM = re.compile(r"\bsystem\W* (role|message|prompt|turn)|role.{0,20}system|developer inst|must alternate", re.I)
@@ -51,7 +44,6 @@ class Again(NamedTuple):
     status: int = 0
     wait: float = 0.0
     paid: bool = False
-    unreachable: bool = False
 
     @property
     def slow_down(self) -> bool:
@@ -69,12 +61,12 @@ class Server:
         self.pace, self._book, self.answers = Pace(settings, pause), book, 0
         self._learnt: dict[str, str] = {}  # how all requests are changed, and the words that taught it
         self._structured = False  # whether it has answered by a schema
-        key, url, local = _key_for(self.base_url), urlsplit(self.base_url), _is_local(self.base_url)
+        key, url = _key_for(self.base_url), urlsplit(self.base_url)
         # The key, also where escapes stand for its characters; "EMPTY" and the like are no secret.
         escaped = (rf"(?:\\?{re.escape(c)}|\\(?:u00|x)(?i:{ord(c):02x}))" for c in key)
         self._secret = re.compile("".join(escaped) if len(key) >= 8 else r"(?!)")
-        proxied = not local and not urllib.request.proxy_bypass(url.hostname)
-        self._proxy = urllib.request.getproxies().get(url.scheme) if proxied else None
+        direct = _is_local(self.base_url) or urllib.request.proxy_bypass(url.hostname)
+        self._proxy = None if direct else urllib.request.getproxies().get(url.scheme)
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=settings.concurrency),
             timeout=aiohttp.ClientTimeout(total=settings.timeout),  # of the whole call, however slowly the bytes drip
@@ -117,7 +109,11 @@ class Server:
         status = 402 if "insufficient_quota" in words else refusal.status
         of_the_row = status == 403 and (self.answers or MODERATED.search(words))
         if status in FATAL and not of_the_row:
-            raise Stopped(f"{self.base_url} says {status}, {words}: {FATAL[status].format(model=request.model)}.")
+            raise Stopped(
+                f"{self.base_url} refuses all calls ({status}: {words}): check base_url, which mostly ends in /v1, the "
+                f"model '{request.model}', the key (MEDCOMFORT_API_KEY; OPENAI_API_KEY goes only over https or to this "
+                "machine) and the account behind it."
+            )
         reason = f"the server refused the request ({status}): {words}"
         if status not in RETRYABLE:
             return Failure(reason)
@@ -138,8 +134,7 @@ class Server:
             if http.headers.get("Content-Encoding", "identity") != "identity":  # sent although it was not asked for
                 content = zlib.decompressobj(47).decompress(content, LARGEST + 1)
         except (TimeoutError, aiohttp.ClientError, OSError, zlib.error) as error:
-            unreachable = isinstance(error, aiohttp.ClientConnectorError)
-            return Again(f"no whole answer came ({type(error).__name__})", unreachable=unreachable)
+            return Again(f"no whole answer came from {self.base_url} ({type(error).__name__})")
         # Outside of `except`: the library's error, which holds the request with its key, is not carried along.
         if http.status >= 300:
             return Again(self._words(content), http.status, _retry_after(http.headers.get("Retry-After", "")))
