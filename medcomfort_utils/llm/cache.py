@@ -104,12 +104,13 @@ class Record(BaseModel, strict=True, extra="forbid"):
 
 
 FIELDS = tuple(Record.model_fields)
+SELECT = f"SELECT {', '.join(FIELDS)} FROM responses"
 SET_UP = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",  # in WAL mode a commit then outlives the process without an fsync
     "CREATE TABLE IF NOT EXISTS responses (key TEXT PRIMARY KEY, model TEXT NOT NULL, finish_reason TEXT NOT NULL, "
     "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, text TEXT NOT NULL) WITHOUT ROWID",
-    f"SELECT {', '.join(FIELDS)} FROM responses LIMIT 0",
+    f"{SELECT} LIMIT 0",
     "BEGIN IMMEDIATE",  # fails where nothing can be written: better now than after the first call was paid
     "ROLLBACK",
 )
@@ -148,16 +149,15 @@ class Cache(AbstractContextManager):
                     raise
             time.sleep(0.01)
 
-    def _records(self, which: str, *values: str) -> Iterator[Record]:
-        """Rows of the table; ValidationError where one holds what no response has, such as a BLOB."""
-        for row in self._db.execute(f"SELECT {', '.join(FIELDS)} FROM responses {which}", values):
-            yield Record(**dict(zip(FIELDS, row, strict=True)))
-
     def get(self, key: str) -> Response | None:
         """The recorded response, or None."""
         with self._explained():
-            fields = [vars(record) for record in self._records("WHERE key = ?", key)]
-        return Response(cached=True, **{name: fields[0][name] for name in FIELDS[1:]}) if fields else None
+            row = self._db.execute(f"{SELECT} WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            _checked(row)
+        _, model, finish_reason, prompt_tokens, completion_tokens, text = row
+        return Response(text, model, finish_reason, prompt_tokens, completion_tokens, cached=True)
 
     def put_many(self, responses: Mapping[str, Response], overwrite: bool = False) -> dict[str, Response]:
         """Commit the responses together; returns what the record now holds for these keys.
@@ -175,7 +175,8 @@ class Cache(AbstractContextManager):
     def export_jsonl(self, path: str | Path) -> int:
         """Write all responses, sorted by key, one a line; returns how many. Equal content gives equal bytes."""
         with self._explained(), replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(f"{json.dumps(vars(r), ensure_ascii=False)}\n" for r in self._records("ORDER BY key"))
+            for row in self._db.execute(f"{SELECT} ORDER BY key"):
+                file.write(json.dumps(_checked(row), ensure_ascii=False) + "\n")
             return len(self)
 
     def import_jsonl(self, path: str | Path) -> int:
@@ -225,6 +226,11 @@ class Cache(AbstractContextManager):
                 f"The response cache {tidy(self.path)} cannot be used ({problem}): free the disk, wait for the process "
                 "that writes it, or choose another file."
             ) from error
+
+
+def _checked(row: tuple) -> dict:
+    """A row's fields; ValidationError where the file holds what no response has, such as a BLOB."""
+    return vars(Record(**dict(zip(FIELDS, row, strict=True))))
 
 
 def _problem(error: ValidationError) -> str:
