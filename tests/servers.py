@@ -42,30 +42,17 @@ class Reply:
     message: dict = field(default_factory=dict)  # more of the message
     usage: dict | None = field(default_factory=lambda: {"prompt_tokens": 10, "completion_tokens": 5})
     delay: float = 0.0  # seconds
-    drop: bool = False  # close the connection without a word
-    cut: bool = False  # close it in the middle of the body
-    drip: float = 0.0  # seconds between two bytes
     body: bytes | None = None  # this, in place of a chat completion
-    raw: bytes | None = None  # this, in place of all of it
-
-    def content(self) -> bytes:
-        """The body."""
-        message = {"role": "assistant", "content": self.text, "refusal": self.refusal, **self.message}
-        choice = {"index": 0, "finish_reason": self.finish_reason, "message": message}
-        good = {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": self.usage}
-        return (
-            self.body if self.body is not None else json.dumps({"error": self.error} if self.error else good).encode()
-        )
-
-    def whole(self) -> bool:
-        """Whether it is a chat completion, and all of it: what a provider takes money for."""
-        return self.status == 200 and self.body is self.raw is None and not (self.drop or self.cut or self.drip)
+    raw: bytes | None = None  # this, in place of all of it; then the connection is closed
 
     def wire(self) -> bytes:
         """The whole HTTP response."""
         if self.raw is not None:
             return self.raw
-        content = self.content()
+        message = {"role": "assistant", "content": self.text, "refusal": self.refusal, **self.message}
+        choice = {"index": 0, "finish_reason": self.finish_reason, "message": message}
+        good = {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": self.usage}
+        content = json.dumps({"error": self.error} if self.error else good).encode() if self.body is None else self.body
         headers = {"content-type": "application/json", "content-length": len(content), **self.headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"HTTP/1.1 {self.status} Said\r\n{head}\r\n".encode() + content
@@ -80,19 +67,11 @@ class Call:
     again: int = 0
     at: float = 0.0
 
-    @property
-    def question(self) -> str:
-        return self.body["messages"][-1]["content"]
-
-    @property
-    def name(self) -> str:
-        """What was asked, by the whole conversation."""
-        return hashlib.sha256(json.dumps(self.body["messages"]).encode()).hexdigest()
-
-    @property
-    def asks_for_question(self) -> bool:
-        """Which of the rewriter's two prompts it is."""
-        return "You rewrite messages" in self.body["messages"][0]["content"]
+    def __post_init__(self):
+        messages = self.body["messages"]
+        self.question = messages[-1]["content"]
+        self.name = hashlib.sha256(json.dumps(messages).encode()).hexdigest()  # of the whole conversation
+        self.asks_for_question = "You rewrite messages" in messages[0]["content"]  # not for an answer
 
     def data(self, which: int = 0) -> str:
         """What stands between the marker lines of a prompt: the question; in the second prompt, 1 is the old answer."""
@@ -106,8 +85,8 @@ FAULTS = {
     "429 with Retry-After": Reply(status=429, headers={"Retry-After": "0.02"}, error={"message": "slow down"}),
     "500": Reply(status=500, error={"message": "oops"}),
     "503 without JSON": Reply(status=503, body=b"<html>overloaded</html>"),
-    "dropped": Reply(drop=True),
-    "cut off": Reply(cut=True),
+    "dropped": Reply(raw=b""),
+    "cut off": Reply(raw=b"HTTP/1.1 200 Said\r\ncontent-length: 99\r\n\r\n{"),
     "stalled": Reply(delay=30),
     "JSON cut off": Reply(body=b'{"choices": [{"mess'),
     "an error in a 200": Reply(body=b'{"error": {"code": 502}}'),
@@ -124,27 +103,20 @@ USELESS = {
 }
 
 
-class Limited:
+def limited(rate: float, burst: float = 1.0, headers: dict | None = None, reply: Reply | None = None) -> Callable:
     """A script that answers `rate` calls a second, evenly or as a bucket of `burst`, and refuses the others."""
+    refusal, good = Reply(status=429, headers=headers or {}, error={"message": "slow down"}), reply or Reply()
+    left, at = burst, time.monotonic()
 
-    def __init__(self, rate: float, burst: float = 1.0, headers: dict | None = None, reply: Reply | None = None):
-        self.rate, self.burst, self.left, self.at = rate, burst, burst, time.monotonic()
-        self.refusal = Reply(status=429, headers=headers or {}, error={"message": "slow down"})
-        self.good = reply or Reply()
-
-    def __call__(self, call: "Call | None" = None) -> Reply:
+    def script(call: Call | None = None) -> Reply:
+        nonlocal left, at
         now = time.monotonic()
-        self.left, self.at = min(self.burst, self.left + (now - self.at) * self.rate), now
-        if self.left < 1:
-            return self.refusal
-        self.left -= 1
-        return self.good
+        left, at = min(burst, left + (now - at) * rate), now
+        granted = left >= 1
+        left -= granted
+        return good if granted else refusal
 
-
-def counting() -> Callable[[Call], Reply]:
-    """A script that answers with the number of the call."""
-    numbers = itertools.count()
-    return lambda call: Reply(f"answer {next(numbers)}")
+    return script
 
 
 def rewriting(call: Call) -> Reply:
@@ -194,22 +166,13 @@ class _Connection(asyncio.Protocol):
 
     def send(self, reply: Reply):
         self.server.busy -= 1
-        wire = reply.wire()
         if self.transport.is_closing():
             return
-        if reply.whole():
+        if reply.status == 200 and reply.body is reply.raw is None:
             self.server.paid[reply.model] += 1
-        if reply.drip:
-            self.drip(wire, reply.drip)
-        elif not reply.drop:
-            self.transport.write(wire[: len(wire) - len(reply.content()) // 2] if reply.cut else wire)
-        if reply.drop or reply.cut:
+        self.transport.write(reply.wire())
+        if reply.raw is not None:
             self.transport.close()
-
-    def drip(self, wire: bytes, pause: float):
-        if wire and not self.transport.is_closing():
-            self.transport.write(wire[:1])
-            asyncio.get_running_loop().call_later(pause, self.drip, wire[1:], pause)
 
 
 class StubServer:
@@ -257,7 +220,8 @@ class StubServer:
         self._loop.close()
 
 
-SCRIPTS = {"counting": counting(), "rewriting": rewriting, "failing": failing}
+NUMBERS = itertools.count()
+SCRIPTS = {"counting": lambda call: Reply(f"answer {next(NUMBERS)}"), "rewriting": rewriting, "failing": failing}
 
 
 def main() -> None:
@@ -274,12 +238,10 @@ def main() -> None:
         return replace(reply, delay=reply.delay or options.latency)
 
     server, always = StubServer(), later(Reply(options.text))
-    if options.script == "fixed" and options.rate:
-        headers = {"Retry-After": options.retry_after} if options.retry_after else {}
-        limited = Limited(options.rate, headers=headers, reply=always)
-        server.reply = lambda first, headers, content: limited()
-    elif options.script == "fixed":
-        server.reply = lambda first, headers, content: always
+    headers = {"Retry-After": options.retry_after} if options.retry_after else {}
+    if options.script == "fixed":
+        script = limited(options.rate, headers=headers, reply=always) if options.rate else lambda call: always
+        server.reply = lambda first, headers, content: script(None)
     elif options.forget:
         server.reply = lambda first, headers, content: later(SCRIPTS[options.script](Call(json.loads(content))))
     else:

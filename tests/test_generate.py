@@ -91,20 +91,6 @@ def test_a_length_or_batch_out_of_range_is_refused(prompts, name, value):
         generate.replies(BASE, prompts, **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("text", "reply"),
-    [
-        ("<think>kind thoughts</think>Take the tablets.", "Take the tablets."),
-        ("kind thoughts</think>\n\nTake the tablets.", "Take the tablets."),
-        ("Rest. <think>a</think> And drink.", "Rest.  And drink."),
-        ("<think>kind thoughts", ""),
-        ("Take the tablets.", "Take the tablets."),
-    ],
-)
-def test_thoughts_are_no_reply(text, reply):
-    assert generate.without_thoughts(text) == reply
-
-
 def test_a_served_model_replies_and_is_replayed(monkeypatch, tmp_path, prompts):
     monkeypatch.setattr(generate, "RECORD", tmp_path / "replies.sqlite")
     monkeypatch.setenv("MEDCOMFORT_API_KEY", "")

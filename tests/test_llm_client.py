@@ -16,17 +16,17 @@ import traceback
 from itertools import islice
 
 import pytest
-from servers import FAULTS, Limited, Reply, StubServer
+from servers import FAULTS, Reply, StubServer, limited
 
 from medcomfort_utils.llm import Cache, Client, Failure, Request, Response, Settings, limits, parse
 from medcomfort_utils.llm import client as llm_client
-from medcomfort_utils.llm.limits import retry_after
 from medcomfort_utils.llm.server import _is_local, _key_for, checked_address
 from medcomfort_utils.paths import ROOT, MedComfortError
 
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 KEY = "sk-test-0123456789abcdef0123456789abcdef"
 YES = '{"answer": "yes"}'
+PAID = b'"usage": {"prompt_tokens": 10, "completion_tokens": 5}}'
 
 
 def request(number, schema=None, system="", **sampling):
@@ -88,17 +88,14 @@ def texts(responses):
     return [response.text for response in responses]
 
 
-# Every row comes out once, in order, and is paid once
-
-
 def test_every_row_comes_out_once_in_order_and_is_paid_once(serve, cache):
     server = serve(lambda call: Reply(call.question, delay=random.Random(call.question).random() / 50))
-    responses = run(client_for(server, cache), requests(200))
-    assert texts(responses) == [f"question {number}" for number in range(200)]
+    twice = [each for each in requests(200) for _ in range(2)]  # an equal request that is under way is waited for
+    responses = run(client_for(server, cache), twice)
+    assert texts(responses) == [f"question {number // 2}" for number in range(400)]
     assert responses[0] == Response("question 0", "stub-1", "stop", 10, 5, cached=False)
     again = run(client_for(server, cache), requests(210))
-    assert texts(again[:200]) == texts(responses) and [r.cached for r in again] == [True] * 200 + [False] * 10
-    assert len(server.calls) == len(cache) == 210
+    assert [r.cached for r in again] == [True] * 200 + [False] * 10 and len(server.calls) == len(cache) == 210
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
@@ -121,16 +118,6 @@ def test_as_many_calls_are_made_at_once_as_allowed_and_rows_are_read_lazily(serv
     assert server.busiest == 4
 
 
-def test_equal_requests_are_paid_once_and_the_first_record_stays(serve, cache):
-    def script(call):
-        cache.put_many({request(0).key: Response("of another process", "stub-1", "stop", 10, 5, cached=False)})
-        return Reply("mine", delay=0.05)
-
-    server = serve(script)
-    assert texts(run(client_for(server, cache), [request(0)] * 20)) == ["of another process"] * 20
-    assert len(server.calls) == 1
-
-
 def test_runs_where_an_event_loop_already_runs_and_repairs(serve, cache):
     client = client_for(serve(lambda call: Reply(YES if len(call.body["messages"]) == 3 else "{'answer': 3}")), cache)
 
@@ -145,25 +132,21 @@ def test_runs_where_an_event_loop_already_runs_and_repairs(serve, cache):
     assert asyncio.run(cell()) == [(f"row {number}", {"answer": "yes"}) for number in range(40)]
 
 
-# A server that says "slow down"
-
-
-@pytest.mark.parametrize("headers", [{}, {"Retry-After": "0.02"}, {"Retry-After": "-5"}])
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "0.02"}, {"Retry-After": "Mon, 01 Jan 2024 00:00:00 +999999"}])
 @pytest.mark.parametrize("burst", [1, 20])
 def test_no_row_is_lost_to_a_limit_and_the_pace_adapts(serve, cache, burst, headers):
-    server = serve(Limited(50, burst, headers))
+    server = serve(limited(50, burst, headers))
     assert len(run(client_for(server, cache, retries=0), requests(60))) == len(cache) == 60
     assert len(server.calls) < 60 * 6, "they leave one by one, not all at once after each wait"
 
 
 def test_a_server_that_only_says_slow_down_stops_the_run_in_its_words(serve, cache, monkeypatch):
     monkeypatch.setattr(limits, "PATIENCE", 0.5)
-    results, why = stopped(client_for(serve(Limited(0, 3)), cache), requests(20))
+    results, why = stopped(client_for(serve(limited(0, 3)), cache), requests(20))
     assert len(results) == 3 and "slow down" in why
 
 
-def test_an_absurd_count_of_tokens_holds_nobody_up(serve, cache):
-    """One of nothing at all is estimated, so that a budget ends the run."""
+def test_an_absurd_count_of_tokens_holds_nobody_up_and_none_is_estimated(serve, cache):
     server = serve(lambda call: Reply(usage={"prompt_tokens": 2**31 - 1, "completion_tokens": 2**31 - 1}))
     client = client_for(server, cache, tokens_per_minute=60_000)
     run(client, requests(20, max_tokens=10))
@@ -178,27 +161,6 @@ def test_limits_a_minute_are_kept(serve, cache):
     server = serve()
     run(client_for(server, cache, requests_per_minute=1200), requests(20))
     assert server.calls[-1].at - server.calls[0].at > 19 * 0.05 - 0.1
-    run(client_for(server, cache, tokens_per_minute=12_000), requests(10, max_tokens=2, seed=5))
-    assert server.calls[-1].at - server.calls[-10].at < 1.0, "what was not used is given back"
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"Retry-After": "1.5"}, 1.5),
-        ({"Retry-After-Ms": "250", "Retry-After": "9"}, 0.25),
-        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
-        ({"Retry-After": "Mon, 01 Jan 2024 00:00:00 +99999999999999999999"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"Retry-After": "1e300"}, None),
-        ({}, None),
-    ],
-)
-def test_retry_after_is_read_where_it_can_be_meant(headers, seconds):
-    assert retry_after(headers) == seconds
-
-
-# Refusals of one row, and of all
 
 
 @pytest.mark.parametrize(
@@ -207,11 +169,10 @@ def test_retry_after_is_read_where_it_can_be_meant(headers, seconds):
         Reply(status=400, error={"message": "too\nlong", "code": "context_length"}),
         Reply(status=403, error={"message": "input was flagged"}),
         Reply(None, finish_reason="content_filter"),
-        Reply(None, finish_reason="length", message={"reasoning_content": "Well, "}),
         Reply(body=b"[" + b" " * 5 * 2**20 + b"]"),
         Reply(body=gzip.compress(b" " * 50 * 2**20), headers={"Content-Encoding": "gzip"}),
     ],
-    ids=["context", "moderation", "filter", "length", "huge", "gzip bomb"],
+    ids=["context", "moderation", "filter", "huge", "gzip bomb"],
 )
 def test_what_one_row_meets_sets_that_row_aside_and_is_asked_again_another_time(serve, cache, refused):
     server = serve(lambda call: refused if call.question == "question 0" else Reply("first"))
@@ -228,10 +189,10 @@ def test_what_one_row_meets_sets_that_row_aside_and_is_asked_again_another_time(
     ("reply", "words"),
     [
         (Reply(status=401, error={"message": f"Incorrect API key provided: {KEY}"}), "MEDCOMFORT_API_KEY"),
-        (Reply(body=b'{"error": {"code": 402, "message": "no credits"}}'), "payment .*no credits"),
-        (Reply(status=307, headers={"Location": "https://example.org/v1"}, body=b""), "elsewhere"),
-        (Reply(status=404, error={"message": "no such model"}), "model 'm' and base_url.*no such model"),
-        (Reply(status=429, error={"message": "billing", "code": "insufficient_quota"}), "no quota left"),
+        (Reply(body=b'{"error": {"code": 402, "message": "no credits"}}'), "402: 402 no credits"),
+        (Reply(status=307, headers={"Location": "https://example.org/v1"}, body=b""), "307: .*base_url"),
+        (Reply(status=404, error={"message": "no such model"}), "404: no such model.*base_url.*'m'"),
+        (Reply(status=429, error={"message": "billing", "code": "insufficient_quota"}), "402.*billing"),
         (Reply(status=429, headers={"Retry-After": "86400"}, error={"message": "daily limit"}), "wait 86400 s"),
     ],
 )
@@ -262,14 +223,7 @@ def test_a_run_of_which_most_calls_fail_stops_after_all_were_yielded(serve, cach
 def test_a_server_that_is_not_there_stops_the_run(serve, cache):
     server = serve()
     server.__exit__()
-    assert f"No server can be reached at {server.url}" in stopped(client_for(server, cache, retries=1), requests(99))[1]
-
-
-# What a server does not take is learnt once
-
-
-def refusing(status, words, seen):
-    return lambda call: Reply(status=status, error={"message": words}) if seen(call.body) else Reply(YES)
+    assert f"no whole answer came from {server.url}" in stopped(client_for(server, cache, retries=1), requests(99))[1]
 
 
 @pytest.mark.parametrize(
@@ -279,35 +233,29 @@ def refusing(status, words, seen):
         (400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'.", lambda body: "max_tokens" in body),
         (400, "Unsupported value: 'temperature' does not support 0", lambda body: "temperature" in body),
         (400, "unknown response_format", lambda body: "response_format" in body),
-        (422, "no", lambda body: "response_format" in body),
         (500, "failed to parse grammar", lambda body: "response_format" in body),
         (501, "no", lambda body: "response_format" in body),
         (500, "oops", lambda body: "response_format" in body),
     ],
 )
 def test_what_all_requests_are_refused_for_is_changed_and_learnt_once(serve, cache, caplog, status, words, seen):
-    server = serve(refusing(status, words, seen))
+    refusal = Reply(status=status, error={"message": words})
+    server = serve(lambda call: refusal if seen(call.body) else Reply(YES))
     rows = requests(20, schema=SCHEMA, system="Be kind.", max_tokens=9)
     assert texts(run(client_for(server, cache, concurrency=2), rows)) == [YES] * 20
-    assert (
-        sum(seen(call.body) for call in server.calls) <= (42 if words == "oops" else 6)
-        and len(caplog.messages) == 1
-        and words in caplog.text
-    )
+    assert sum(seen(call.body) for call in server.calls) <= (42 if words == "oops" else 6)
+    assert len(caplog.messages) == 1 and words in caplog.text
     sent = json.dumps(server.calls[-1].body)
     assert "Be kind." in sent and "question" in sent and "required" in sent
     assert cache.get(rows[0].key), "recorded under the request as it was put"
 
 
 def test_one_row_that_is_refused_changes_nothing_for_the_others(serve, cache):
-    script = refusing(400, "This model's maximum context length is 9", lambda body: "question 3" in str(body))
-    server = serve(script)
+    refusal = Reply(status=400, error={"message": "This model's maximum context length is 9"})
+    server = serve(lambda call: refusal if "question 3" in str(call.body) else Reply(YES))
     responses = run(client_for(server, cache, concurrency=1), requests(10, schema=SCHEMA, max_tokens=5))
     assert [type(response) for response in responses].count(Failure) == 1
     assert {"response_format", "max_tokens", "temperature"} < server.calls[-1].body.keys()
-
-
-# A 200, and what it holds
 
 
 @pytest.mark.parametrize(
@@ -317,7 +265,6 @@ def test_one_row_that_is_refused_changes_nothing_for_the_others(serve, cache):
         (Reply(None, message={"reasoning_content": f"So: {YES}"}), f"So: {YES}", "stop"),
         (Reply(None, message={"tool_calls": [{"function": {"arguments": YES}}]}), YES, "stop"),
         (Reply(None, refusal="I cannot."), "I cannot.", "refusal"),
-        (Reply("{", finish_reason="length"), "{", "length"),
         (Reply("half", finish_reason="failed"), "half", "server: failed"),
         (Reply("half \ud83d a character"), "half ? a character", "stop"),
     ],
@@ -333,11 +280,10 @@ def test_an_answer_is_read_wherever_it_stands_and_kept_as_it_came(serve, cache, 
     "reply",
     [
         Reply(None),
-        Reply(" "),
         Reply([{"type": "image"}]),
         Reply(None, message={"reasoning_content": "Well"}),
-        Reply(body=b'{"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}'),
-        Reply(body=b'{"error": {"message": "no"}, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}'),
+        Reply(body=b'{"choices": [], ' + PAID),
+        Reply(body=b'{"error": {"message": "no"}, ' + PAID),
         Reply(body=b'{"choices": [[1]]}'),
         Reply(body=b"[1]"),
     ],
@@ -356,9 +302,6 @@ def test_an_error_in_a_200_is_taken_by_its_code(serve, cache):
     assert len(run(client_for(server, cache, retries=0), requests(3))) == 3
 
 
-# Stopping
-
-
 def test_a_budget_stops_and_starting_again_goes_on(serve, cache):
     server = serve(lambda call: Reply(usage={"prompt_tokens": 30, "completion_tokens": 20}))
     for _ in range(10):
@@ -369,8 +312,6 @@ def test_a_budget_stops_and_starting_again_goes_on(serve, cache):
             assert "max_tokens_total = 500" in str(stop) and "start again" in str(stop)
         assert client.budget.prompt_tokens + client.budget.completion_tokens == 50 * client.budget.calls <= 500
     assert len(cache) == 40 and set(server.asked.values()) == {1}
-    with pytest.raises(MedComfortError, match="price_in"):
-        Settings(max_cost=1.0)
 
 
 @pytest.mark.parametrize("how", ["close", "ctrl-c"])
@@ -397,15 +338,13 @@ def test_an_error_in_work_is_raised_in_its_place_and_one_run_goes_at_a_time(serv
     client = client_for(serve(), cache)
 
     async def work(asked):
-        if asked.row == "row 3":
-            raise ValueError("a mistake in work")
-        return (await client.ask(asked)).text
+        return (await client.ask(asked)).text if asked.row != "row 3" else 1 / 0
 
     answers = client.run(requests(10), work)
     assert [next(answers) for _ in range(3)] == ["question 0", "question 1", "question 2"]
     with pytest.raises(MedComfortError, match="in the middle of a run"):
         run(client, requests(1))
-    with pytest.raises(ValueError, match="a mistake in work"):
+    with pytest.raises(ZeroDivisionError):
         next(answers)
 
 
@@ -416,15 +355,11 @@ def test_a_cache_that_cannot_be_written_stops_the_run(serve, cache):
     assert "cache.sqlite cannot be used (database or disk is full)" in why and len(server.calls) < 20
 
 
-# Replay and estimate
-
-
-def test_replay_needs_no_server_and_names_the_missing_rows_after_it_yielded_the_others(serve, cache):
+def test_replay_needs_no_server_and_names_what_is_missing_after_it_yielded_the_others(serve, cache):
     run(client_for(serve(), cache), requests(100)[::2])
     results, why = stopped(Client(Settings(mode="replay"), cache), requests(100))
     assert texts(results) == [f"question {number}" for number in range(0, 100, 2)]
-    assert why.startswith("50 rows have no recorded response in ")
-    assert "(row 1, row 3, row 5, row 7, row 9, ...), which holds 50 responses, by " in why
+    assert why.startswith("50 rows, the first row 1, have no recorded response among the 50 in ")
     program = "import sys, medcomfort_utils.llm; print({'aiohttp', 'openai'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT).stdout == b"set()\n"
 
@@ -437,11 +372,6 @@ def test_an_estimate_says_what_is_still_to_pay(serve, cache):
     assert estimate.completion_tokens == round(estimate.prompt_tokens * 5 / 2), "as long as the 40 on record"
     assert estimate.highest_cost == pytest.approx((estimate.prompt_tokens + 10 * 96_000) / 1e6)
     assert "960 calls to make (40 more are in the cache)" in str(estimate) and "cost about" in str(estimate)
-    few = Client(Settings(mode="record"), cache).estimate(requests(10, max_tokens=100), share=0.5)
-    assert (few.prompt_tokens, few.completion_tokens) == (20, 10) and "no price was given" in str(few)
-
-
-# The key, and where it goes
 
 
 def everything_said(error):
@@ -461,7 +391,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(serve, tmp_path, monkeypatc
         Reply(f"my key is {KEY}"),
         Reply(f'{{"answer": "{escaped}"}}'),
         Reply(status=400, error={"message": f"{'x' * 280}{KEY}"}),
-        Reply(drop=True),
+        Reply(raw=b""),
         Reply(status=401, error={"message": f"Incorrect API key provided: {KEY}"}),
     ]
     server = serve(lambda call: replies[int(call.question[-1])])
@@ -487,36 +417,25 @@ def test_a_key_is_sent_only_where_it_belongs(serve, cache, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     server = serve(lambda call: Reply("EMPTY stomach"))
     assert texts(run(client_for(server, cache, retries=0), requests(1))) == ["EMPTY stomach"]
-    monkeypatch.setenv("MEDCOMFORT_API_KEY", KEY + "\u201d")
-    with pytest.raises(MedComfortError, match="characters") as caught:
-        run(client_for(server, cache), requests(2))
-    assert KEY not in everything_said(caught.value)
+    hosts = "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "localhost", "10.0.0.1", "a.org"
+    assert [_is_local(f"http://{host}:8000/v1") for host in hosts] == [True] * 5 + [False] * 2
 
 
 @pytest.mark.parametrize(
-    ("host", "local"),
-    [("127.0.0.2", 1), ("0.0.0.0", 1), ("[::1]", 1), ("[::]", 1), ("localhost", 1), ("10.0.0.1", 0), ("a.org", 0)],
-)
-def test_loopback_and_unspecified_addresses_are_this_machine(host, local):
-    assert _is_local(f"http://{host}:8000/v1") == bool(local)
-
-
-@pytest.mark.parametrize(
-    ("base_url", "problem"),
+    "base_url",
     [
-        ("", "base_url is empty"),
-        ("localhost:8000", "must be an http or https address"),
-        (f"https://user:{KEY}@example.org/v1", "no key or password"),
-        (f"https://example.org/v1?key={KEY}", "no key or password"),
-        (f"https://example.org:{KEY}/v1", "must be an http or https address"),
-        ("http://exa mple.org/v1", "must be an http or https address"),
-        ("http://a..b:1/v1", "must be an http or https address"),
+        "",
+        "localhost:8000",
+        f"https://user:{KEY}@example.org/v1",
+        f"https://example.org/v1?key={KEY}",
+        f"https://example.org:{KEY}/v1",
+        "http://exa mple.org/v1",
+        "http://a..b:1/v1",
     ],
 )
-def test_an_address_that_cannot_be_right_is_refused(cache, monkeypatch, base_url, problem):
+def test_an_address_that_cannot_be_right_is_refused(cache, monkeypatch, base_url):
     monkeypatch.setenv("OPENAI_BASE_URL", base_url)
-    with pytest.raises(MedComfortError, match=problem) as caught:
+    with pytest.raises(MedComfortError, match="base_url must hold no key .* http or https address") as caught:
         run(Client(Settings(), cache), requests(1))
-    with pytest.raises(MedComfortError, match=problem):
-        checked_address(base_url)
     assert KEY not in everything_said(caught.value)
+    assert checked_address("http://[::1]:8000/v1 ") == "http://[::1]:8000/v1"

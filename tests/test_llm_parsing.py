@@ -6,6 +6,7 @@ import time
 import pytest
 
 from medcomfort_utils.llm import Unparsable, parse
+from medcomfort_utils.llm.parsing import without_thoughts
 
 SCHEMA = {
     "type": "object",
@@ -14,20 +15,19 @@ SCHEMA = {
     "additionalProperties": False,
 }
 GOOD = '{"question": "Why?", "score": 1}'
+NO = '{"question": "No"}'
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        f" \n{GOOD}\n",
-        f"```json\n{GOOD}\n```\nI hope this helps.",
-        f"For a set {{x you may want:\n{GOOD} Let me know.",
+        f"For a set {{x you may want:\n```json\n{GOOD}\n```\nI hope this helps.",
         "{'question': 'Why?', 'score': 1,}",
-        f'<think>I could say {{"question": "No"}} but</think>{GOOD}',
-        f'Let me think {{"question": "No"}}.\n</think>\n\n{GOOD}',
-        f'[THINK]draft {{"question": "No"}}[/THINK]{GOOD}',
-        f'<|channel|>analysis<|message|>{{"question": "No"}}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}',
-        f'analysisI could say {{"question": "No"}}assistantfinal{GOOD}',
+        f"<think>I could say {NO} but</think>{GOOD}",
+        f"Let me think {NO}.\n</think>\n\n{GOOD}",
+        f"[THINK]draft {NO}[/THINK]{GOOD}",
+        f"<|channel|>analysis<|message|>{NO}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}",
+        f"analysisI could say {NO}assistantfinal{GOOD}",
         f"{GOOD}\n{GOOD}",
     ],
 )
@@ -50,10 +50,6 @@ def test_keeps_the_text_as_it_was_written(text, question):
     assert parse(text, SCHEMA) == {"question": question}
 
 
-def test_knows_the_literals_of_python():
-    assert parse("{'a': True, 'b': None, 'c': false}", {"type": "object"}) == {"a": True, "b": None, "c": False}
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -62,9 +58,7 @@ def test_knows_the_literals_of_python():
         ("[THINK]Well, {", "reasoning"),
         ("I cannot help with that.", "no complete JSON object"),
         ('{"question": "Why', "no complete JSON object"),
-        ("{'question': 'Why {do} I", "not valid JSON"),
         ("{'question': 'Why?', 'more': {'score': 1}", "not valid JSON"),
-        ('["Why?"]', "no complete JSON object"),
         ('{"question": "a", "question": "b"}', "question stands there twice"),
         ("{'question': 'a', 'question': 'b'}", "question stands there twice"),
         ('{"question": "a"} or {"question": "b"}', "2 different"),
@@ -72,7 +66,6 @@ def test_knows_the_literals_of_python():
         ('{"question": "a", "score": true}', "score: True is not of type 'integer'"),
         ('{"question": "a", "score": NaN}', "NaN is not a number"),
         ('{"question": "\\ud83d"}', "broken character"),
-        ("{'question': {1, 2}}", "not valid JSON"),
         ('{"question": ["' + "x" * 10_000 + '"]}', "is not of type 'string'|x…"),
     ],
 )
@@ -82,7 +75,20 @@ def test_names_the_problem_in_a_short_sentence(text, problem):
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("unit", ["{", "{}", '{"a":', "'", '{"', '\\"', '{"a": "x "y" '])
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("Rest. <think>a</think> And drink.", "Rest.  And drink."),
+        ("kind thoughts</think>\n\nTake the tablets.", "Take the tablets."),
+        ("<think>kind thoughts", ""),
+        ("Take the tablets.", "Take the tablets."),
+    ],
+)
+def test_thoughts_are_no_reply(text, reply):
+    assert without_thoughts(text) == reply
+
+
+@pytest.mark.parametrize("unit", ["{", '{"a":', '{"', '\\"', '{"a": "x "y" ', "<think>", "<|channel|>final"])
 def test_the_time_grows_with_the_length_alone(unit):
     seconds = []
     for count in (20_000, 80_000):

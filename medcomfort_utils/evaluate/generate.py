@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,13 +15,13 @@ import pandas as pd
 from medcomfort_utils.evaluate.baselines import SERVED
 from medcomfort_utils.finetune import chat, engine
 from medcomfort_utils.llm import Cache, Client, Failure, Request, Settings
+from medcomfort_utils.llm.parsing import without_thoughts
 from medcomfort_utils.paths import ROOT, MedComfortError
 
 RECORD = ROOT / "cache" / "replies.sqlite"  # what served models replied; `make clean` leaves it alone
 COLUMNS = ["reply", "tokens", "ended", "cut"]
 SCORED = 16  # replies whose perplexity is taken at a time: their logits, of the whole vocabulary, must stay small
 _STEP = 32  # tokens by which a cache grows at a time
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|$)", re.DOTALL)
 
 
 class Workers:
@@ -166,11 +165,6 @@ def _cache(model):
     cache = DynamicCache(config=model.config)
     cache.layers = [Growing() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def without_thoughts(text: str) -> str:
-    """A reply without `<think>...</think>`; the prompt may have opened it; one without end is all."""
-    return _THOUGHT.sub("", text).rpartition("</think>")[2].strip()
 
 
 def served(client: Client, model: str, prompts: Sequence[list[dict]], max_new_tokens: int = 256) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from medcomfort_utils.llm.cache import FAILED, Cache, Failure, Request, Response
-from medcomfort_utils.llm.limits import SHARE, Budget, Estimate, Stopped, estimate, tokens
+from medcomfort_utils.llm.limits import Budget, Estimate, Stopped
 from medcomfort_utils.llm.server import Again, Server
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.schema import Settings
@@ -24,20 +24,17 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the first retry, and at m
 TRIES_PAID = 2  # of a request whose answers cannot be read although their tokens were used
 FIRST_FAILURES, FAILURES = 8, 50  # in a row, after which a run stops: before any answer, and later
 REPLAYED = 16  # rows a task: where nothing waits, that is the faster half of a replay
-SHOWN = 5  # missing rows that an error names
+SHARE, ENOUGH = 0.13, 20  # tokens of an answer for each of its prompt, in MedComfort-mini; records that say it better
 Row, Result = TypeVar("Row"), TypeVar("Result")
 
 
 class Run:
     """What belongs to one run and its event loop. `stopped`: why no more calls are made; empty while they are."""
 
-    def __init__(self, settings: Settings):
-        self.loop = asyncio.get_running_loop()
-        self.closing, self._stopping, self.stopped = asyncio.Event(), asyncio.Event(), ""
-        self.calls = asyncio.Semaphore(settings.concurrency)
-        # Twice as many rows as calls: one that waits for a retry leaves no gap, and yet rows are finished one after
-        # the other rather than all begun.
-        self.rows = asyncio.Semaphore(2 * settings.concurrency)
+    def __init__(self, concurrency: int):
+        self.loop, self.stopped, self._stopping = asyncio.new_event_loop(), "", asyncio.Event()
+        self.calls = asyncio.Semaphore(concurrency)
+        self.rows = asyncio.Semaphore(2 * concurrency)  # one that waits for a retry leaves no gap
         self.asking: dict[str, asyncio.Event] = {}
         self.server: Server | None = None  # connected at the first call: a run from the cache needs none
         self.missing: list[str] = []  # rows without a recorded response, in a replay
@@ -53,9 +50,18 @@ class Run:
     async def pause(self, seconds: float) -> None:
         """Sleep; if meanwhile all is to stop, raise Stopped at once."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+            await asyncio.wait_for(self._stopping.wait(), seconds)
             raise Stopped(self.stopped)
+
+    async def close(self) -> None:
+        """End all that is under way."""
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        if self.server:
+            await self.server.session.close()
+        await self.loop.shutdown_default_executor()
 
     def count(self, outcome: Response | Failure, unanswered: bool) -> None:
         """Keep count of calls; raises Stopped where failures say that the others will fail too."""
@@ -70,14 +76,11 @@ class Run:
     def shortfall(self, cache: Cache) -> str:
         """Why results are missing, if any are. A row that is refused for its own sake may be so in each run."""
         if self.missing:
-            shown = ", ".join(self.missing[:SHOWN]) + (", ..." if len(self.missing) > SHOWN else "")
-            return (
-                f"{len(self.missing):,} rows have no recorded response in {tidy(cache.path)} ({shown}), which holds "
-                f"{cache.summary()}: replay with the model, prompts and sampling of the record, import the record "
-                "they stand in, or run in mode auto to ask for them."
-            )
+            where = f"have no recorded response among the {len(cache):,} in {tidy(cache.path)}"
+            how = "replay with the model, prompts and sampling of the record, or run in mode auto"
+            return f"{len(self.missing):,} rows, the first {self.missing[0]}, {where}: {how}."
+        failed = self.refused + self.unanswered
         if not self.stopped and (self.refused > self.answered + self.recalled or self.unanswered > self.answered):
-            failed = self.refused + self.unanswered
             return f"{failed:,} of {failed + self.answered:,} calls failed; the last: {self.last}."
         return self.stopped
 
@@ -85,42 +88,47 @@ class Run:
 class Client:
     """Answers from the cache or a server, for one run at a time.
 
-    `window`: how many rows `run` reads ahead of the last one it yielded. `budget`: what was spent. `saved`: what the
-    answers out of the cache took when they were made. `unanswered`: calls that got no answer in the last run, though
-    nothing was said against them; another run asks again.
+    `window`: how many rows `run` reads ahead. `budget`: what was spent. `saved`: what the answers out of the cache took
+    when they were made. `unanswered`: calls of the last run that got no answer; another run asks again.
     """
 
     def __init__(self, settings: Settings, cache: Cache):
-        self.settings, self.cache = settings, cache
-        self.window = 16 * settings.concurrency
-        prices = {"price_in": settings.price_in, "price_out": settings.price_out}
-        self.budget = Budget(settings.max_cost, settings.max_tokens_total, **prices)
-        self.saved = Budget(**prices)
-        self.unanswered = 0
-        self._rng = random.Random(0)
-        self._run: Run | None = None
+        self.settings, self.cache, self.window = settings, cache, 16 * settings.concurrency
+        self.budget, self.saved, self.unanswered = Budget(settings), Budget(settings), 0
+        self._rng, self._run = random.Random(0), None
 
-    def estimate(self, requests: Iterable[Request], share: float = SHARE) -> Estimate:
-        """What these requests would still cost: see `limits.estimate`."""
-        return estimate(requests, self.cache, self.settings, share)
+    def estimate(self, requests: Iterable[Request]) -> Estimate:
+        """What these requests would still cost, were answers as long against their prompts as those on record.
+
+        A request that stands there twice counts twice; retries and repairs come on top.
+        """
+        known, missing, longest = Budget(self.settings), Budget(self.settings), 0
+        for request in requests:
+            response = None if self.settings.mode == "record" else self.cache.get(request.key)
+            if response is None or response.finish_reason == FAILED:
+                missing.book(request.prompt_tokens, 0)
+                longest += request.completion_tokens
+            else:
+                known.book(request.prompt_tokens, request.spent(response)[1])
+        share = known.completion_tokens / known.prompt_tokens if known.calls >= ENOUGH else SHARE
+        expected = min(longest, round(missing.prompt_tokens * share))
+        costs = [missing.cost_of(missing.prompt_tokens, n) if missing.priced else None for n in (expected, longest)]
+        return Estimate(missing.calls, known.calls, missing.prompt_tokens, expected, longest, *costs)
 
     def run(
         self, rows: Iterable[Row], work: Callable[[Row], Awaitable[Result]], total: int | None = None
     ) -> Iterator[Result]:
         """Apply `work`, which awaits `ask`, to many rows at once; yields the results in the order of the rows.
 
-        Rows are read lazily, in the caller's thread, at most `window` ahead of the last result; `work` runs in a
-        thread of its own, so this works where an event loop already runs. Closing the iterator or Ctrl-C ends the
-        calls under way. Stopped is raised after all rows that could be finished were yielded: where no more calls can
-        be made (budget, wrong key), where most calls failed, and for rows without a recorded response in a replay.
+        Rows are read lazily, in the caller's thread; `work` runs in another, so that a loop may run here already.
+        Closing the iterator or Ctrl-C ends the calls under way. Raises Stopped after all rows that could be finished
+        were yielded: where no more calls can be made, most failed, or a replay lacks a response.
         """
         total = len(rows) if total is None and hasattr(rows, "__len__") else total
-        replaying, at_terminal = self.settings.mode == "replay", sys.stderr.isatty()
+        replaying = self.settings.mode == "replay"
         together, window, rows = REPLAYED if replaying else 1, deque[Future](), iter(rows)
-        bar = tqdm(
-            total=total, unit="row", disable=replaying and not at_terminal, mininterval=0.1 if at_terminal else 10
-        )
-        with self._running() as run, bar:
+        interval = 0.1 if sys.stderr.isatty() else 10
+        with self._running() as run, tqdm(total=total, unit="row", disable=replaying, mininterval=interval) as bar:
             while not run.stopped and (some := list(islice(rows, together))):
                 window.append(asyncio.run_coroutine_threadsafe(self._work(work, some), run.loop))
                 for _ in range(2):  # two out for one in: after a stall results come out and new rows go in
@@ -155,42 +163,29 @@ class Client:
         """A run, on an event loop in a thread of its own; at the end it is closed with all that is under way."""
         if self._run is not None:
             raise MedComfortError("This client is in the middle of a run: finish or close that one first.")
-        started: Future[Run] = Future()
-
-        async def serve() -> None:
-            run, self.budget.changed = Run(self.settings), asyncio.Event()
-            started.set_result(run)
-            await run.closing.wait()
-            under_way = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-            if run.server:
-                await run.server.close()
-
-        thread = threading.Thread(target=lambda: asyncio.run(serve()), name="llm", daemon=True)
+        self._run = run = Run(self.settings.concurrency)
+        thread = threading.Thread(target=run.loop.run_forever, name="llm", daemon=True)
         thread.start()
-        self._run = started.result()
         try:
-            yield self._run
+            yield run
         finally:
-            self._run.loop.call_soon_threadsafe(self._run.closing.set)
+            asyncio.run_coroutine_threadsafe(run.close(), run.loop).result()
+            run.loop.call_soon_threadsafe(run.loop.stop)
             thread.join()
+            run.loop.close()
             self._run = None
 
     async def ask(self, request: Request) -> Response | Failure:
         """One answer, from the cache or from the server; committed to the cache before it is returned.
 
-        To be awaited in the `work` of a `run`. Equal requests under way at the same time are paid once. Raises
-        Stopped (a MedComfortError, which `work` lets through) where no answer can be had.
+        To be awaited in the `work` of a `run`, which lets through Stopped, raised where no answer can be had. Equal
+        requests under way at the same time are paid once.
         """
-        run, key, waited = self._run, request.key, False
-        if run is None:
-            raise MedComfortError("ask is awaited in the work of a run: list(client.run(requests, client.ask)).")
+        run, key, mode = self._run, request.key, self.settings.mode
         while True:
-            if (self.settings.mode != "record" or waited) and (outcome := self._recalled(request)):
+            if mode != "record" and (outcome := self._recalled(request)):
                 return outcome
-            if self.settings.mode == "replay":
+            if mode == "replay":
                 run.missing.append(request.row)
                 raise Stopped(f"{request.row} has no recorded response.")
             if run.stopped:
@@ -198,7 +193,7 @@ class Client:
             if key not in run.asking:
                 break
             await run.asking[key].wait()
-            waited = True
+            mode = "auto"  # what was recorded a moment ago is new enough
         run.asking[key] = asyncio.Event()
         try:
             return await self._call(request)
@@ -213,13 +208,15 @@ class Client:
         if response is None or response.finish_reason == FAILED:
             return Failure(response.text) if response and self.settings.mode == "replay" else None
         self._run.recalled += 1
-        self.saved.book(*tokens(request, response))
+        self.saved.book(*request.spent(response))
         return response
 
     async def _call(self, request: Request) -> Response | Failure:
         """Ask the server, with retries, and record the outcome."""
-        run, tries, paid, hasty, answers = self._run, 0, 0, 0, 0
-        while True:
+        run, outcome, tries, paid = self._run, None, 0, 0
+        while tries <= self.settings.retries and paid < TRIES_PAID:
+            if tries and not outcome.slow_down:
+                await run.pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * self._rng.uniform(0.5, 1.5))
             async with run.calls, self.budget.room(request.prompt_tokens, request.completion_tokens):
                 if run.stopped:
                     raise Stopped(run.stopped)
@@ -227,23 +224,14 @@ class Client:
                 outcome = await run.server.answer(request, last=tries == self.settings.retries)
             if not isinstance(outcome, Again):
                 return self._recorded(request, outcome)
-            if outcome.slow_down:
-                answers, hasty = answers or run.server.pace.answers, hasty + 1
-                if hasty > 30 and run.server.pace.answers > answers + 100:  # it is this row, and not its haste
-                    break
-                continue
-            tries, paid = tries + 1, paid + outcome.paid
-            if tries > self.settings.retries or paid >= TRIES_PAID:
-                break
-            await run.pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * self._rng.uniform(0.5, 1.5))
-        if outcome.unreachable:
-            raise Stopped(f"No server can be reached at {run.server.base_url}: see that it runs, and start again.")
-        failure = Failure(f"no answer in {tries + hasty} tries; at the last, {outcome.reason}")
+            tries, paid = tries + (not outcome.slow_down), paid + outcome.paid
+        failure = Failure(f"no answer in {tries} tries; at the last, {outcome.reason}")
         return self._recorded(request, failure, unanswered=True)
 
     def _recorded(self, request: Request, outcome: Response | Failure, unanswered: bool = False) -> Response | Failure:
         """What the cache holds once the outcome is committed; measured, that takes 0.02 ms, so no thread is needed."""
-        response = outcome.recorded(request.model) if isinstance(outcome, Failure) else outcome
+        failed = isinstance(outcome, Failure)
+        response = Response(outcome.reason, request.model, FAILED, 0, 0, cached=False) if failed else outcome
         kept = self.cache.put_many({request.key: response}, self.settings.mode == "record")[request.key]
         self._run.count(outcome, unanswered)
         return outcome if kept.finish_reason == FAILED else replace(kept, cached=False)

@@ -1,8 +1,7 @@
-"""Reads what a language model wrote: the text of its message, and the JSON object in it, or what is wrong there."""
+"""Reads the JSON object out of what a language model wrote, or says what is wrong there."""
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -10,20 +9,27 @@ from itertools import islice
 from json_repair import repair_json
 from jsonschema import Draft202012Validator
 
-LONGEST_PROBLEM = 300  # characters
 LONGEST_REPAIRED = 32_000  # characters of a broken object; more is no answer to anything that is asked here
 MOST_OBJECTS = 16  # places at which an object is looked for, so that the time grows with the length alone
-# The end of the reasoning, as chat templates mark it: the last one counts.
-_THOUGHT = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|channel\|>final[^{]*?<\|message\|>")
-_HARMONY = re.compile(r"(?:assistant)?final(?=\s*\{)")  # its channels, where the server left their brackets out
-_THINKING = re.compile(r"<think(?:ing)?>|\[THINK\]|<\|channel\|>analysis|analysis(?=[A-Z])")
+_THOUGHT = re.compile(
+    r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)"
+    r"|<\|channel\|>analysis.*?(?=<\|channel\|>final|\Z)"
+    r"|\A\s*analysis(?=[A-Z])(?:.*final(?=\s*\{)|.*assistantfinal|.*)",  # where the server left its brackets out
+    re.DOTALL,
+)
+# Some chat templates open the reasoning in the prompt, so that only its end is written.
+_END = re.compile(r"\A.*(?:</think(?:ing)?>|\[/THINK\]|<\|channel\|>final.{0,99}?<\|message\|>)", re.DOTALL)
 _START = re.compile(r"""\{(?=\s*["'}])""")
 _SLASH = re.compile(r"(\\\\)|\\/")  # an escaped slash, which json_repair does not know
-_CUT_OFF = ("missed", "missing")  # in json_repair's log: it closed what the answer left open
 
 
 class Unparsable(ValueError):  # noqa: N818 - the field's word
     """An answer without a fitting JSON object; the text is one sentence that a repair prompt can quote."""
+
+
+def without_thoughts(text: str) -> str:
+    """The text without its reasoning, as chat templates mark it; empty where the reasoning does not end."""
+    return _END.sub("", _THOUGHT.sub("", text)).strip()
 
 
 def parse(text: str, schema: dict) -> dict:
@@ -34,7 +40,8 @@ def parse(text: str, schema: dict) -> dict:
     was cut off, a key that stands twice, no or several different objects that fit, a broken character.
     """
     fitting, problems = [], []
-    for value in _objects(_without_thoughts(text)):
+    answer = without_thoughts(text)
+    for value in _objects(answer):
         problem = value if isinstance(value, str) else _misfit(value, schema)
         if problem:
             problems.append(problem)
@@ -44,19 +51,9 @@ def parse(text: str, schema: dict) -> dict:
         return fitting[0]
     if fitting:
         raise Unparsable(f"It holds {len(fitting)} different JSON objects; there must be one.")
-    raise Unparsable(problems[0] if problems else "It holds no complete JSON object.")
-
-
-def _without_thoughts(text: str) -> str:
-    """What stands after the reasoning; some chat templates open it in the prompt, so only its end is sure."""
-    mark = _HARMONY if text.lstrip().startswith("analysis") else _THOUGHT
-    end = max((match.end() for match in mark.finditer(text)), default=0)
-    answer = text[end:].strip()
-    if not end and _THINKING.match(answer):
-        raise Unparsable("It ends before the reasoning does.")
     if not answer:
-        raise Unparsable("It is empty.")
-    return answer
+        raise Unparsable("It is empty, or ends before the reasoning does.")
+    raise Unparsable(problems[0] if problems else "It holds no complete JSON object.")
 
 
 def _objects(answer: str) -> Iterator[dict | str]:
@@ -73,44 +70,36 @@ def _objects(answer: str) -> Iterator[dict | str]:
         except (ValueError, RecursionError) as error:
             if repaired or start >= end:
                 continue
-            repaired, value = True, _repaired(answer[start:end])
-            if isinstance(value, str):
-                yield value or f"It is not valid JSON: {_short(str(error))}."
-                continue
-            position = end
-        yield _broken(value) or value
+            repaired, value = True, _repaired(answer[start:end]) or f"It is not valid JSON: {_short(str(error))}."
+            position = end if isinstance(value, dict) else position
+        yield value
 
 
 def _repaired(text: str) -> dict | str:
-    """The object in broken JSON; text if there is none, or if it was cut off: no end is made up for it."""
+    """The object in broken JSON, or what is wrong with it; empty if there is none, or if it was cut off."""
     if len(text) > LONGEST_REPAIRED:
         return ""
     text = _SLASH.sub(lambda match: match[1] or "/", text)
     try:
         value, log = repair_json(text, skip_json_loads=True, strict=True, logging=True)
+        mended = json.dumps(value)
     except (ValueError, RecursionError):
         return ""
-    log = " ".join(entry["text"] for entry in log)
-    if not isinstance(value, dict) or any(word in log for word in _CUT_OFF) or _open(text) != _open(json.dumps(value)):
+    # It closes what the answer left open, the last brace without a word in its log: no end is made up here.
+    closed = any(word in entry["text"] for entry in log for word in ("missed", "missing"))
+    closed |= text.count("{") - mended.count("{") != text.count("}") - mended.count("}")
+    if closed or not isinstance(value, dict):
         return ""
     twins = [key for key in value if len(re.findall(rf"""["']{re.escape(key)}["']\s*:""", text)) > 1]
-    return _twice(twins) if twins else json.loads(json.dumps(value))  # one character for two surrogates
-
-
-def _open(text: str) -> int:
-    """How many braces more are opened than closed; json_repair closes the last without a word in its log."""
-    return text.count("{") - text.count("}")
-
-
-def _twice(keys: list[str]) -> str:
-    return f"The key {_short(', '.join(keys))} stands there twice."
+    return f"The key {_short(twins[0])} stands there twice." if twins else json.loads(mended)  # surrogates joined
 
 
 def _no_twins(pairs: list[tuple]) -> dict:
-    names = Counter(name for name, _ in pairs)
-    if twins := sorted(name for name, count in names.items() if count > 1):
-        raise Unparsable(_twice(twins))
-    return dict(pairs)
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twin = max(value, key=[name for name, _ in pairs].count)
+        raise Unparsable(f"The key {_short(twin)} stands there twice.")
+    return value
 
 
 def _no_constant(name: str) -> None:
@@ -120,16 +109,11 @@ def _no_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_no_twins, parse_constant=_no_constant)
 
 
-def _broken(value: dict) -> str:
-    """What is wrong with half a character (a lone surrogate), which no file can hold, and with deep nesting."""
+def _misfit(value: dict, schema: dict) -> str:
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False).encode()  # half a character (a lone surrogate) no file can hold
     except (UnicodeEncodeError, RecursionError):
         return "It holds a broken character, or is nested too deeply."
-    return ""
-
-
-def _misfit(value: dict, schema: dict) -> str:
     errors = _validator(json.dumps(schema, sort_keys=True)).iter_errors(value)
     error = min(errors, key=lambda error: list(map(str, error.absolute_path)), default=None)
     if error is None:
@@ -145,30 +129,4 @@ def _validator(schema: str) -> Draft202012Validator:
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= LONGEST_PROBLEM else f"{text[:LONGEST_PROBLEM]}…"
-
-
-def written(message: dict, schema: dict | None) -> str:
-    """The answer in a message: its content, or the parts of it that are text; or the object that stands elsewhere."""
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
-        content = "".join(str(part.get("text") or "") for part in parts)
-    if isinstance(content, str) and content.strip():
-        return content
-    for other in _elsewhere(message) if schema else ():
-        try:
-            parse(other, schema)
-            return other
-        except Unparsable:
-            continue
-    return ""
-
-
-def _elsewhere(message: dict) -> list[str]:
-    """Where servers put an answer by mistake: the arguments of a tool call, the reasoning."""
-    calls = message["tool_calls"] if isinstance(message.get("tool_calls"), list) else []
-    functions = [call.get("function") for call in calls if isinstance(call, dict)] + [message.get("function_call")]
-    others = [function.get("arguments") for function in functions if isinstance(function, dict)]
-    others += [message.get("reasoning_content"), message.get("reasoning")]
-    return [other if isinstance(other, str) else json.dumps(other) for other in others if other]
+    return text if len(text) <= 300 else f"{text[:300]}…"
