@@ -139,9 +139,10 @@ def test_results_table_has_the_numbers_of_the_results_in_order(results):
 
 
 def test_claims_show_small_differences_and_why_there_is_no_verdict(results):
-    claims = results.claims[:3].assign(estimate=[3.87, -0.02, None], low=[3.8, -0.061, None], high=[3.94, 0.02, None],
-                                       p_value=[0.0001, 0.04, None], verdict=["supported", "inconclusive", "no verdict"],
-                                       effect_size=[1.5, -0.1, None], reason=["", "by chance", "no flag"])  # fmt: skip
+    claims = results.claims[:3].assign(
+        verdict=["supported", "inconclusive", "no verdict"], reason=["", "by chance", "no flag"],
+        estimate=[3.87, -0.02, None], low=[3.8, -0.061, None], high=[3.94, 0.02, None],
+        p_value=[0.0001, 0.04, None], effect_size=[1.5, -0.1, None])  # fmt: skip
     results = replace(results, claims=claims)
     assert tables.claims_table(results).iloc[:, 3:].to_numpy().tolist() == [
         ["3.87 [3.80, 3.94]", "1.50", "< 0.001", "supported"],
