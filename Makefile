@@ -15,7 +15,7 @@ test smoke figures refresh: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help reproduce test smoke figures paper site screenshots publish refresh lab setup clean distclean
+.PHONY: help reproduce test smoke figures paper site publish refresh lab setup clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -41,9 +41,6 @@ paper: figures ## the paper as PDF, its figures, tables and numbers from data/re
 site: $(READY) ## README, notebooks, cards and paper as a site to read offline: build/site/index.html
 	rm -rf build/site
 	$(BIN)/python -m sphinx -q -b html -c docs -d build/doctrees . build/site
-
-screenshots: site ## the README's pictures of the site, anew (needs Chromium)
-	$(BIN)/python tests/screenshots.py
 
 publish: $(READY) ## commit the last full run: its small results, the README's tables, the figures
 	$(BIN)/medcomfort publish $(ARGS)

@@ -4,15 +4,11 @@ The repository itself is the source folder, so that a page's relative links hold
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
-
-sys.path.insert(0, str(Path(__file__).parent))
-import diagram
 
 project = "MedComfort"
 author = copyright = "MedComfort contributors"
@@ -79,14 +75,6 @@ def leave_as_text(app, tree):
             link.replace_self(link.children)
 
 
-def draw_flowcharts(app, tree):
-    """A block that GitHub draws by Mermaid, as a picture."""
-    for block in list(tree.findall(nodes.literal_block)):
-        if block.get("language") == "mermaid":
-            drawn = f'<div class="diagram">{diagram.svg(block.astext())}</div>'
-            block.replace_self(nodes.raw("", drawn, format="html"))
-
-
 def copy_index(app, error):
     """Browsers look for index.html: the first page under that name too."""
     if not error:
@@ -105,6 +93,5 @@ def setup(app):
     """What Sphinx calls: the steps above at their moments."""
     app.connect("source-read", add_contents)
     app.connect("doctree-read", leave_as_text)
-    app.connect("doctree-read", draw_flowcharts)
     app.connect("build-finished", copy_index)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))

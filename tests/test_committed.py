@@ -25,6 +25,7 @@ def test_figures_and_tables_are_those_of_the_committed_results(tmp_path):
     for name in plots.FIGURES:
         assert plots.draw(name, varied if name.startswith("ablation") else results, tmp_path / "figures")
     made = [*(tmp_path / "figures").iterdir(), *tables.write(results, varied, tmp_path / "paper")]
+    made.append(paper.write(tmp_path / "paper"))
     homes = {"figures": FIGURES, "paper": PAPER}
     for path in made:
         top, *rest = path.relative_to(tmp_path).parts

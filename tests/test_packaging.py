@@ -164,26 +164,17 @@ def test_every_folder_of_modules_is_a_package():
     assert not [folder.name for folder in folders if not (folder / "__init__.py").exists()]
 
 
-def test_ci_runs_the_test_command():
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert script.read_text().splitlines()[-1] == "make test"
-
-
-@pytest.mark.parametrize("user", ["1000", "0"], ids=["no root", "no network"])
-def test_ci_goes_on_where_it_cannot_install(tmp_path, user):
-    """Neither TeX nor a browser, and apt-get fails: one sentence says what will skip, and the tests run."""
+def test_ci_goes_on_without_tex(tmp_path):
+    """No TeX, and apt-get fails: one sentence says what will skip, and the tests run."""
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
-    stubs = {"id": f"echo {user}", "apt-get": "exit 100", "make": "echo make $*"}
-    for name, line in stubs.items():
+    for name, line in {"apt-get": "exit 100", "make": "echo make $*"}.items():
         (tmp_path / name).write_text(f"#!{shutil.which('sh')}\n{line}\n")
         (tmp_path / name).chmod(0o755)
     for name in ("bash", "dirname"):
         (tmp_path / name).symlink_to(shutil.which(name))
     ended = subprocess.run([tmp_path / ".ci/run"], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
     sentence, last = ended.stdout.splitlines()
-    assert "latexmk texlive-latex-recommended chromium" in sentence and "will skip" in sentence
-    assert last == "make test" and ended.returncode == 0
+    assert "tests of the PDF will skip" in sentence and last == "make test" and ended.returncode == 0
 
 
 def make(folder, *arguments):

@@ -1,7 +1,6 @@
 """One look for all figures: sizes, colours, names, fonts, notes, and files that are the same bytes every time."""
 
 import textwrap
-from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,29 +31,28 @@ _LABELS = {
     "mean_token_accuracy": "Token accuracy",
 }
 _ACRONYMS = {"sft": "SFT", "dpo": "DPO", "kto": "KTO"}
-_SIZES = {"font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7.5, "legend.fontsize": 6.5, "xtick.labelsize": 6.5,
-          "ytick.labelsize": 6.5, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.linewidth": 0.6,
-          "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.0, "figure.dpi": 150}  # fmt: skip
-_INK = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-_PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "legend.frameon": False}
 # Names that people give are text, not formulas. TrueType (type 42) is embedded, as publishers ask.
 _TEXT = {"text.parse_math": False, "pdf.fonttype": 42, "ps.fonttype": 42}
+_LOOK = {"font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7.5, "legend.fontsize": 6.5, "xtick.labelsize": 6.5,
+         "ytick.labelsize": 6.5, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.linewidth": 0.6,
+         "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.0, "figure.dpi": 150,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "legend.frameon": False,
+         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+         **_TEXT}  # fmt: skip
 # Where the first font has no glyph; which of them a machine has does not change a figure that needs none.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei",
           "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "Arial Unicode MS")  # fmt: skip
 
 
-@cache
-def _fonts() -> dict[str, frozenset[int]]:
-    """The fonts of this machine among `_FONTS`, and the characters that each can draw."""
-    paths = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.name in _FONTS}
-    return {name: frozenset(font_manager.get_font(paths[name]).get_charmap()) for name in _FONTS if name in paths}
+def _fonts() -> list[str]:
+    """Those of `_FONTS` that this machine has."""
+    return [name for name in _FONTS if name in font_manager.get_font_names()]
 
 
 def readable(text: str) -> str:
-    r"""The text with each character that no font here can draw as its number, `\u533b`, instead of an empty box."""
-    known = frozenset("\n").union(map(chr, frozenset().union(*_fonts().values())))
-    return "".join(c if c in known else c.encode("ascii", "backslashreplace").decode() for c in text)
+    r"""The text; without a font for them, Chinese letters by their numbers, `\u533b`, instead of empty boxes."""
+    drawn = 0x2E80 if len(_fonts()) < 2 else 0x20000
+    return "".join(c if ord(c) < drawn else c.encode("ascii", "backslashreplace").decode() for c in text)
 
 
 def colour(model: str) -> str:
@@ -86,7 +84,7 @@ def within(name: str) -> str:
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, np.ndarray]:
     """A figure in this look (sizes in inches) and its axes as an array [rows, columns]."""
-    sns.set_theme(style="ticks", font=list(_fonts()), rc=_SIZES | _INK | _PLAIN | _TEXT)
+    sns.set_theme(style="ticks", font=_fonts(), rc=_LOOK)
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs)
 
 

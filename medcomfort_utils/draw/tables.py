@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from medcomfort_utils.draw import style
-from medcomfort_utils.draw.plots import sound, starts
-from medcomfort_utils.draw.results import Results
+from medcomfort_utils.draw.results import BASE, Results
 from medcomfort_utils.paths import resolve, tidy, write_text
 
 NONE = "–"
@@ -20,10 +19,7 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "−": "$-$", NONE: "--",
 }  # fmt: skip
 _SYMBOLS = {"d_z": "$d_z$", "p": "$p$"}  # headings that are mathematics
-_COMMAND = r"""% \mcvalue{NAME} prints a value. An unknown name is an error, never an empty place.
-\providecommand{\mcvalue}[1]{\ifcsname mc.#1\endcsname\csname mc.#1\endcsname\else
-  \errmessage{There is no value #1 in values.tex}\fi}
-"""
+
 
 
 def results_table(results: Results) -> pd.DataFrame:
@@ -32,33 +28,26 @@ def results_table(results: Results) -> pd.DataFrame:
     Columns: comfort and knowledge on both test sets, then `_ALSO` on emotional questions. A measure that the run lacks
     has no column; a model that lacks it has a dash.
     """
-    columns = {f"{style.label(metric)}, {test_set}": (metric, test_set)
+    columns = {(metric, test_set): f"{style.label(metric)}, {test_set}"
                for metric in ("comfort", results.knowledge) for test_set in ("emotional", "neutral")}  # fmt: skip
-    columns |= {style.label(metric): (metric, "emotional") for metric in _ALSO}
-    table = pd.DataFrame({"Model": map(style.label, results.methods)})
-    for name, asked in columns.items():
-        cells = {row.Index: cell(row.value, row.low, row.high) for row in results.values(*asked).itertuples()}
-        if cells:
-            table[name] = [cells.get(model, NONE) for model in results.methods]
-    return table
+    columns |= {(metric, "emotional"): style.label(metric) for metric in _ALSO}
+    rows = results.pooled
+    table = rows.assign(cell=[cell(row.value, row.low, row.high) for row in rows.itertuples()])
+    table = table.pivot(index="model", columns=["metric", "test_set"], values="cell").reindex(results.methods)
+    named = {style.label(model): table.loc[model].reindex(columns) for model in results.methods}
+    table = pd.DataFrame(named).T.dropna(axis=1, how="all").fillna(NONE)
+    return table.set_axis([columns[key] for key in table], axis=1).rename_axis("Model").reset_index()
 
 
 def claims_table(results: Results) -> pd.DataFrame:
     """One row a claim and model: the difference with its 95 % interval, the effect size, the p value, the verdict."""
-    rows = [(style.label(row.id), style.label(row.model), cell(row.estimate, row.low, row.high, _digits(row)),
-             number(row.effect_size), _p(row.p_value), row.verdict + _reason(row))
-            for row in results.claims.itertuples()]  # fmt: skip
-    return pd.DataFrame(rows, columns=["Claim", "Model", "Difference", "d_z", "p", "Verdict"])
-
-
-def tests_table(results: Results) -> pd.DataFrame:
-    """How each claim is tested: one row a claim."""
-    rows = []
-    for c in results.claims.dropna(subset="test").drop_duplicates("id").itertuples():
-        margin = NONE if pd.isna(c.margin) else setting(c.margin)
-        how = (c.test_set, c.test.replace("_", " "), style.label(c.against), margin)
-        rows.append((style.label(c.id), style.within(c.metric), *how))
-    return pd.DataFrame(rows, columns=["Claim", "Measure", "Questions", "Test", "Against", "Margin"])
+    rows, names = [], ["Claim", "Model", "Against", "Difference", "d_z", "p", "Verdict"]
+    for row in results.claims.itertuples():
+        p = "< 0.001" if row.p_value < 0.001 else number(row.p_value, 3)
+        verdict = f"{row.verdict} ({row.reason})" if row.verdict == "no verdict" else row.verdict
+        rows.append((*map(style.label, (row.id, row.model, row.against)),
+                     cell(row.estimate, row.low, row.high, _digits(row)), number(row.effect_size), p, verdict))
+    return pd.DataFrame(rows, columns=names)
 
 
 def adversarial_table(results: Results) -> pd.DataFrame:
@@ -71,25 +60,24 @@ def adversarial_table(results: Results) -> pd.DataFrame:
 
 def recipes_table(results: Results) -> pd.DataFrame:
     """One row a model of the profile: what it starts from, what it is taught against, and how."""
-    return pd.DataFrame([_recipe(row) for row in results.recipes.itertuples()])
-
-
-def _recipe(told: tuple) -> dict[str, str]:
-    preference = told.method != "sft"
-    rejected = ", ".join(_REJECTED.get(name, name) for name in told.against)
-    return {
-        "Model": style.label(told.Index),
-        "Starts from": f"{style.label(told.after)}, same seed" if told.after else "base",
-        "Taught": f"against {rejected}" if preference else f"imitates {_REJECTED.get(told.target, 'soothing')}",
-        "Neutral": setting(told.neutral_fraction),
-        "Steps": setting(told.max_steps),
-        "Batch": setting(told.batch_size),
-        "Learning rate": setting(told.learning_rate),
-        "LoRA rank": setting(told.lora_rank) if told.lora_rank else "full",
-        "Beta": setting(told.beta) if preference else NONE,
-        "SFT term": setting(told.sft_weight) if told.method == "dpo" else NONE,
-        "Seeds": setting(len(told.seeds)),
-    }
+    rows = []
+    for model in results.recipes.itertuples():
+        preference = model.method != "sft"
+        against = ", ".join(_REJECTED.get(name, name) for name in model.against)
+        rows.append({
+            "Model": style.label(model.Index),
+            "Starts from": f"{style.label(model.after)}, same seed" if model.after else "base",
+            "Taught": f"against {against}" if preference else f"imitates {_REJECTED.get(model.target, 'soothing')}",
+            "Neutral": setting(model.neutral_fraction),
+            "Steps": setting(model.max_steps),
+            "Batch": setting(model.batch_size),
+            "Learning rate": setting(model.learning_rate),
+            "LoRA rank": setting(model.lora_rank) if model.lora_rank else "full",
+            "Beta": setting(model.beta) if preference else NONE,
+            "SFT term": setting(model.sft_weight) if model.method == "dpo" else NONE,
+            "Seeds": setting(len(model.seeds)),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def verdicts(results: Results, claim: str) -> str:
@@ -101,7 +89,7 @@ def verdicts(results: Results, claim: str) -> str:
 
 def verdict_items(results: Results) -> str:
     r"""One `\item` a claim: what it states, whose it is, and its verdicts."""
-    claims = results.claims.dropna(subset="statement").drop_duplicates("id").itertuples()
+    claims = results.claims.drop_duplicates("id").itertuples()
     items = [f"{c.statement.rstrip('.')} ({c.origin}): {verdicts(results, c.id)}." for c in claims]
     return "".join(rf"\item {escape(item)}" + "\n" for item in items)
 
@@ -109,26 +97,29 @@ def verdict_items(results: Results) -> str:
 def values_tex(results: Results) -> str:
     r"""LaTeX that defines every pooled number, claim and run key for \mcvalue{sft.emotional.comfort} and the like.
 
-    MODEL.TEST_SET.METRIC (.low, .high, .n; `knowledge` too), MODEL.seeds, MODEL.emotional.comfort.seeds,
-    claim.ID.MODEL.verdict (.estimate, .low, .high, .p, .effect), claim.ID.verdicts, .margin, and run.KEY.
+    MODEL.TEST_SET.METRIC (.low, .high; `knowledge` too), MODEL.seeds, MODEL.emotional.comfort.seeds,
+    claim.ID.MODEL.estimate (claim.ID.MODEL.low, .high), claim.ID.verdicts, .margin, run.KEY, and counts.
     """
-    run = {key: value for key, value in results.run.items() if isinstance(value, str | int | float)}
-    run |= {"profile": results.profile.get("name", ""), "knowledge": style.within(results.knowledge)}
-    run |= {"versions": listing(f"{name} {version}" for name, version in results.run.get("versions", {}).items())}
-    values = {f"run.{key}": value for key, value in run.items()} | _counts(results)
+    values = {f"run.{key}": value for key, value in results.run.items() if isinstance(value, str | int | float)}
+    versions = listing(f"{name} {version}" for name, version in results.run.get("versions", {}).items())
+    values |= {"run.profile": results.profile.get("name", ""), "run.knowledge": style.within(results.knowledge),
+               "run.versions": versions, "test.dialogues": setting(results.scores.dialogue_id.nunique()),
+               "gates.rewrites": setting(results.gates.groupby("condition")["checked"].max().sum()),
+               "gates.failed": setting(results.gates.failed.sum())}  # fmt: skip
+    values |= {f"corpus.{row.reason}": setting(row.count) for row in results.cleaning.itertuples(index=False)}
+    tuned = results.scores[~results.scores.method.isin(["reference", BASE])]
+    values["comfort.length_correlation"] = number(tuned.comfort.corr(tuned["length"], method="spearman"))
     for row in results.pooled.itertuples():
-        names = [row.metric] + ["knowledge"] * (row.metric == results.knowledge)
+        names = [row.metric, "knowledge"] if row.metric == results.knowledge else [row.metric]
         for name in (f"{row.model}.{row.test_set}.{name}" for name in names):
-            values |= {name: number(row.value), f"{name}.n": row.n} | _bounds(name, row)
+            values |= {name: number(row.value)} | _bounds(name, row)
     comfort = results.table[(results.table.metric == "comfort") & (results.table.test_set == "emotional")]
     for model, rows in comfort[comfort.seed.notna()].groupby("model", sort=False):
         values |= {f"{model}.seeds": len(rows), f"{model}.emotional.comfort.seeds": listing(map(number, rows.value))}
     for row in results.claims.itertuples():
         name, digits = f"claim.{row.id}.{row.model}", _digits(row)
-        values |= {f"{name}.verdict": row.verdict, f"{name}.estimate": number(row.estimate, digits)}
-        values |= {f"{name}.p": _p(row.p_value), f"{name}.effect": number(row.effect_size)} | _bounds(name, row, digits)
-        values |= {f"claim.{row.id}.verdicts": verdicts(results, row.id)}
-        values |= {} if pd.isna(row.margin) else {f"claim.{row.id}.margin": setting(row.margin)}
+        values |= {f"{name}.estimate": number(row.estimate, digits)} | _bounds(name, row, digits)
+        values |= {f"claim.{row.id}.verdicts": verdicts(results, row.id), f"claim.{row.id}.margin": setting(row.margin)}
     return definitions(values)
 
 
@@ -137,8 +128,7 @@ def ablation_tex(results: Results) -> str:
 
     From the base: METHOD-TARGET-SHARE-from-base. Also ablation.base..., ablation.seeds and ablation.dialogues.
     """
-    cells = {row.Index: f"{row.method}-{row.target}-{row.neutral_fraction:g}" for row in sound(results).itertuples()}
-    cells |= {"base": "base"} | {model: f"{cells[twin]}-from-base" for model, twin in starts(results).items()}
+    cells = dict(results.recipes.cell + results.recipes.start) | {BASE: BASE}
     seeds = results.table.groupby("model").seed.nunique().max()
     values = {"ablation.seeds": seeds, "ablation.dialogues": results.scores.dialogue_id.nunique()}
     shown = {"comfort": "comfort", results.knowledge: "knowledge"}
@@ -148,22 +138,9 @@ def ablation_tex(results: Results) -> str:
     return definitions(values)
 
 
-def _counts(results: Results) -> dict[str, object]:
-    """How many dialogues were read and tested, how many rewrites the gates checked and stopped; length and comfort."""
-    cleaning = results.cleaning.set_index("reason")["count"]
-    tuned = results.scores[~results.scores.method.isin(["reference", "base"])]
-    return {
-        "test.dialogues": setting(results.scores.dialogue_id.nunique()),
-        **{f"corpus.{reason}": setting(count) for reason, count in cleaning.items() if reason in ("read", "kept")},
-        "gates.rewrites": setting(results.gates.groupby("condition")["checked"].max().sum()),
-        "gates.failed": setting(results.gates.failed.sum()),
-        "comfort.length_correlation": number(tuned.comfort.corr(tuned["length"], method="spearman")),
-    }
-
-
 def write(results: Results, varied: Results, folder: str | Path) -> list[Path]:
     """Write values.tex and ablation.tex (of `varied`), and the tables below FOLDER/tables; returns the files."""
-    made = (results_table, claims_table, tests_table, adversarial_table, recipes_table)
+    made = (results_table, claims_table, adversarial_table, recipes_table)
     texts = {f"tables/{table.__name__.removesuffix('_table')}.tex": to_latex(table(results)) for table in made}
     texts |= {"tables/verdicts.tex": verdict_items(results), "values.tex": values_tex(results)}
     texts |= {"ablation.tex": ablation_tex(varied)}
@@ -172,18 +149,16 @@ def write(results: Results, varied: Results, folder: str | Path) -> list[Path]:
 
 
 def summary_markdown(results: Results, figures_dir: str | Path) -> str:
-    """The page that a run ends with: what it stands on, the results, the claims, and where the figures lie."""
+    """The page that a run ends with: what it stands on, results, claims, judge, figures."""
     made_up = " The corpus is a made-up world: it shows the mechanism, not the paper's numbers." * results.synthetic
-    figures = [f"- {tidy(file)}" for file in sorted(resolve(figures_dir).glob("*.p[dn][fg]"))]
-    parts = [
-        f"# Results: {results.profile.get('name', results.run['corpus'])}\n",
-        f"This is a run on `{results.run['corpus']}` with `{results.run['base_model']}`.{made_up}",
-        f"\n{to_markdown(results_table(results))}",
-        "Brackets: 95 % intervals over questions and seeds. Columns that name no test set: emotional questions.",
-        f"\n## Claims\n\n{to_markdown(claims_table(results)) if len(results.claims) else 'No claim was tested.'}",
-        "## Figures\n",
-        *figures,
-    ]
+    parts = [f"# Results: {results.profile.get('name', results.run['corpus'])}\n",
+             f"This is a run on `{results.run['corpus']}` with `{results.run['base_model']}`.{made_up}",
+             f"\n{to_markdown(results_table(results))}",
+             "Brackets: 95 % intervals over questions and seeds. Columns that name no test set: emotional questions.",
+             f"\n## Claims\n\n{to_markdown(claims_table(results)) if len(results.claims) else 'No claim was tested.'}",
+             *([f"## Judge\n\n{to_markdown(results.judge.round(3))}"] if len(results.judge) else []),
+             "## Figures\n",
+             *(f"- {tidy(file)}" for file in sorted(resolve(figures_dir).glob("*.p[dn][fg]")))]  # fmt: skip
     return "\n".join(parts) + "\n"
 
 
@@ -196,15 +171,11 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def to_latex(table: pd.DataFrame) -> str:
     """A booktabs `tabular`, every cell escaped; words aligned left, numbers right; no breaks within an interval."""
-    header, *rows = [" & ".join(map(_tied, line)) + r" \\" for line in [table.columns, *table.to_numpy().tolist()]]
-    numeric = [column.astype(str).str.match(r"(< |−)?\d").any() for _, column in table.items()]
-    aligned = "".join("r" if each else "l" for each in numeric[1:])
-    begin = rf"\begin{{tabular}}{{l{aligned}}}"
-    return "\n".join([begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _tied(cell: object) -> str:
-    return _SYMBOLS.get(cell) or re.sub(r"\[(\S+), (\S+)\]", r"[\1,~\2]", escape(cell))
+    table = table.astype(str)
+    aligned = ["r" if column.str.match(r"(< |−)?\d").any() else "l" for _, column in table.iloc[:, 1:].items()]
+    table = table.map(lambda text: re.sub(r"\[(\S+), (\S+)\]", r"[\1,~\2]", escape(text)))
+    header = [_SYMBOLS.get(name) or escape(name) for name in table]
+    return table.to_latex(index=False, escape=False, header=header, column_format="".join(["l", *aligned]))
 
 
 def escape(text: object) -> str:
@@ -214,8 +185,8 @@ def escape(text: object) -> str:
 
 def definitions(values: Mapping[str, object]) -> str:
     r"""A line of LaTeX a value, which \mcvalue{NAME} prints."""
-    lines = [rf"\expandafter\def\csname mc.{name}\endcsname{{{escape(value)}}}" for name, value in values.items()]
-    return _COMMAND + "".join(f"{line}\n" for line in lines)
+    lines = (rf"\expandafter\def\csname mc.{name}\endcsname{{{escape(value)}}}" for name, value in values.items())
+    return "".join(f"{line}\n" for line in lines)
 
 
 def listing(words: Iterable[str]) -> str:
@@ -225,8 +196,10 @@ def listing(words: Iterable[str]) -> str:
 
 
 def setting(value: float) -> str:
-    """A setting or count as people write it: 0.00005, 1,500; never 5e-05."""
-    return f"{value:,}" if value == int(value) and abs(value) >= 1 else f"{value:.10f}".rstrip("0").rstrip(".")
+    """A setting or count as people write it: 0.00005, 1,500; never 5e-05; a dash where there is none."""
+    if pd.isna(value):
+        return NONE
+    return f"{value:,.0f}" if value == int(value) else f"{value:.10f}".rstrip("0")
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -236,8 +209,7 @@ def number(value: float, digits: int = 2) -> str:
 
 def cell(value: float, low: float, high: float, digits: int = 2) -> str:
     """A value with its interval: "3.91 [3.80, 4.02]", or a dash where there is none."""
-    value, low, high = (number(each, digits) for each in (value, low, high))
-    return value if value == NONE else f"{value} [{low}, {high}]"
+    return NONE if pd.isna(value) else f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
 def _digits(claim: tuple) -> int:
@@ -247,11 +219,3 @@ def _digits(claim: tuple) -> int:
 
 def _bounds(name: str, row: tuple, digits: int = 2) -> dict[str, str]:
     return {f"{name}.low": number(row.low, digits), f"{name}.high": number(row.high, digits)}
-
-
-def _p(value: float) -> str:
-    return NONE if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _reason(row: tuple) -> str:
-    return "" if pd.isna(row.reason) or not row.reason else f" ({row.reason})"
