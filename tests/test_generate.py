@@ -15,7 +15,6 @@ from servers import Reply, StubServer
 
 from medcomfort_utils import paths
 from medcomfort_utils.evaluate import baselines, comfort, generate, knowledge
-from medcomfort_utils.evaluate.generate import Workers
 from medcomfort_utils.finetune import engine
 from medcomfort_utils.paths import NANO_BASE, ROOT, MedComfortError
 from medcomfort_utils.records import Dialogue
@@ -24,13 +23,6 @@ from medcomfort_utils.rewrite import clinic
 BASE = str(NANO_BASE)
 ROOM = 200  # tokens: replies end before
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def pair():
-    workers = Workers(2)
-    yield workers
-    workers.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +77,10 @@ def test_a_prompt_without_room_is_marked_as_cut(prompts):
     assert generate.replies(BASE, [endless, prompts[1]], max_new_tokens=8)["cut"].tolist() == [True, False]
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 512), ("max_new_tokens", 0), ("batch_size", 0)])
-def test_a_length_or_batch_out_of_range_is_refused(prompts, name, value):
-    with pytest.raises(MedComfortError, match=f"^{name} must .*, not {value}"):
-        generate.replies(BASE, prompts, **{name: value})
+@pytest.mark.parametrize("limit", [512, 0])
+def test_a_length_out_of_range_is_refused(prompts, limit):
+    with pytest.raises(MedComfortError, match=f"^max_new_tokens must .*, not {limit}"):
+        generate.replies(BASE, prompts, limit)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +109,11 @@ def test_a_served_model_replies_and_is_replayed(monkeypatch, tmp_path, prompts):
 
 
 @torch.no_grad()
-def test_perplexity_by_hand(prompts, pair):
+def test_perplexity_by_hand(prompts):
     model, tokenizer = engine.load(BASE)
     texts = ["This sounds like a cold.", "", "I hear how frightened you are.", "Blue seven the of."]
     values = generate.perplexity(BASE, prompts[:4], texts)
-    assert generate.perplexity(BASE, prompts[:4], texts, workers=pair) == pytest.approx(values, nan_ok=True)
+    assert generate.perplexity(BASE, prompts[:4], texts, workers=2) == pytest.approx(values, nan_ok=True)
     assert math.isnan(values[1]) and values[0] < values[3]
     for number in (0, 2, 3):
         head = tokenizer.apply_chat_template(prompts[number], add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -133,25 +125,26 @@ def test_perplexity_by_hand(prompts, pair):
     assert math.isfinite(long[0])
 
 
-def test_two_processes_say_what_one_says(pair, prompts):
-    one, two = (generate.replies(BASE, prompts, 16, batch_size=2, workers=workers) for workers in (None, pair))
+def test_two_processes_say_what_one_says(prompts):
+    one, two = (generate.replies(BASE, prompts, 16, batch_size=2, workers=workers) for workers in (1, 2))
     assert one.equals(two)
     with pytest.raises(MedComfortError, match="no_such_model is no model folder"):
-        generate.perplexity(str(ROOT / "data" / "no_such_model"), prompts, ["Rest."] * len(prompts), workers=pair)
+        generate.perplexity(str(ROOT / "data" / "no_such_model"), prompts, ["Rest."] * len(prompts), workers=2)
+
+
+def _die(items):
+    os._exit(1)
 
 
 def test_a_worker_that_dies_is_told_in_a_sentence():
-    workers = Workers(2)
     with pytest.raises(MedComfortError, match="A worker process died .* take fewer workers"):
-        list(workers.map(os._exit, [1, 2]))
-    workers.close()
+        generate._mapped(_die, [1, 2], [1, 1], 1, 2, "exits")
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = (
-        "import time\nfrom medcomfort_utils.evaluate.generate import Workers\n"
-        "if __name__ == '__main__':\n"
-        "    workers = Workers(2)\n    print(list(workers.map(abs, [-1, 2])), flush=True)\n    time.sleep(600)\n"
+        "import time\nfrom medcomfort_utils.evaluate.generate import _pool\n"
+        "if __name__ == '__main__':\n    print(list(_pool(2).map(abs, [-1, 2])), flush=True)\n    time.sleep(600)\n"
     )
     (tmp_path / "parent.py").write_text(code)
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -184,8 +177,9 @@ def test_the_test_sets_and_baselines(asked):
     assert baselines.test_sets(asked, limit=1)["dialogue_id"].tolist() == ["d0", "d0"]
     messages = {key: turn("user", "Q?") + turn("assistant", f"Source of {key}.") for key in ("d0", "d2")}
     sources = {k: Dialogue(id=k, source="hand", messages=messages[k], split="test") for k in messages}
-    template = baselines.baseline(table, sources, "template")
-    assert template["reply"].tolist() == ["Soothing 0.", "Soothing 2.", "Source of d0.", "Source of d2."]
+    made = baselines.answers(table, sources).groupby("model")["reply"].agg(list)
+    assert made["template"] == ["Soothing 0.", "Soothing 2.", "Source of d0.", "Source of d2."]
+    assert made["original"] == ["Source of d0.", "Source of d2."] * 2 and made["echo"] == table["question"].tolist()
     for kept in ([], [r for r in asked if r.condition != "original"]):
         with pytest.raises(MedComfortError, match="no emotional and neutral question in the test split"):
             baselines.test_sets(kept)
@@ -209,9 +203,9 @@ def test_models_are_found_in_order_with_what_they_start_from(tmp_path):
     assert models["seed"].tolist()[1:] == [2, 10, 2, 10, 0] and models["start"].dropna().to_dict() == {3: "sft"}
     assert baselines.histories(models)["value"].tolist() == [2.5, 10.5, 2.5, 10.5, 0.5]
     assert baselines.find_models(tmp_path, "the/base", ["dpo"])["model"].tolist() == ["base", "dpo"]
-    with pytest.raises(MedComfortError, match="holds no model 'sfft'; did you mean 'sft'"):
+    with pytest.raises(MedComfortError, match="has no model 'sfft'; did you mean 'sft'"):
         baselines.find_models(tmp_path, "the/base", ["sfft"])
-    with pytest.raises(MedComfortError, match="models_dir: .* holds no model of 02_finetune"):
+    with pytest.raises(MedComfortError, match="models_dir: .* has no model of 02_finetune"):
         baselines.find_models(tmp_path / "dpo-seed2", "the/base")
 
 
@@ -223,15 +217,14 @@ def scores():
 
     sources = {d.id: d for d in read_records("data/smoke/dialogues.parquet", Dialogue)}
     table = baselines.test_sets(read_records("data/smoke/rewrites.parquet", Rewrite), 16)
-    parts = [baselines.baseline(table, sources, name) for name in ("original", "template")]
-    replies = pd.concat([*parts, baselines.broken(table, sources)], ignore_index=True)
+    replies = baselines.answers(table, sources)
     known = knowledge.score(replies["reply"], [sources[i] for i in replies["dialogue_id"]])
     return pd.concat([replies, comfort.score(replies["question"], replies["reply"]), known], axis=1)
 
 
 def test_the_measures_find_the_broken_models_out(scores):
     found = baselines.found_out(scores, "facts_kept")
-    assert len(found) == len(baselines.expectations("facts_kept")) and found["holds"].all()
+    assert len(found) == len(baselines.EXPECTED) and found["holds"].all()
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def find_models(models_dir: str | Path, base: str, names: Sequence[str] = ()) ->
         found = {notes.parent.name: read_json(notes, "models_dir") | {"path": str(notes.parent)} for notes in saved}
         known = dict.fromkeys(m["model"] for m in found.values())
         if not known:
-            raise MedComfortError(f"models_dir: {tidy(folder)} has no model of 02_finetune (MODEL-seedN/training.json).")
+            raise MedComfortError(f"models_dir: {tidy(folder)} has no model of 02_finetune (NAME-seedN/training.json).")
         if unknown := [name for name in trained if name not in known]:
             raise MedComfortError(f"models: {tidy(folder)} has no model {unknown[0]!r}{meant(unknown[0], known)}")
         order = {name: place for place, name in enumerate(("sft", "dpo", "kto"))}

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
@@ -41,9 +41,9 @@ def replies(
     if not 0 < max_new_tokens < context:
         raise MedComfortError(f"max_new_tokens must lie between 1 and {context - 1} here, not {max_new_tokens}.")
     asked = [chat.tokens(tokenizer, chat.prompt(tokenizer, prompt)) for prompt in prompts]
-    room = int(min(context, 1 << 20)) - max_new_tokens
-    reply = partial(_generated, model, revision, max_new_tokens)
-    made = _mapped(reply, [tokens[-room:] for tokens in asked], list(map(len, asked)), batch_size, workers, model)
+    room, lengths = int(min(context, 1 << 20)) - max_new_tokens, [len(tokens) for tokens in asked]
+    reply, kept = partial(_generated, model, revision, max_new_tokens), [tokens[-room:] for tokens in asked]
+    made = _mapped(reply, kept, lengths, batch_size, workers, f"replies of {model}")
     return pd.DataFrame([(*row, len(tokens) > room) for row, tokens in zip(made, asked, strict=True)], columns=COLUMNS)
 
 
@@ -54,7 +54,8 @@ def perplexity(
     rows = [(json.dumps(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
     distinct = [row for row in dict.fromkeys(rows) if row[1]]  # many replies to a question are the same
     lengths = [len(prompt) + len(text) for prompt, text in distinct]
-    scored = _mapped(partial(_perplexities, model, revision), distinct, lengths, SCORED, workers, f"perplexity, {model}")
+    score = partial(_perplexities, model, revision)
+    scored = _mapped(score, distinct, lengths, SCORED, workers, "replies scored")
     values = dict(zip(distinct, scored, strict=True))
     return [values.get(row, float("nan")) for row in rows]
 
@@ -102,7 +103,7 @@ def _end_with_parent() -> None:
 
 @lru_cache(maxsize=1)  # a worker gets many batches for one model, and then for the next
 def _loaded(model: str, revision: str) -> tuple:
-    """The model, its tokenizer and ends of turn; in the dtype of its config.json, on a CPU in float32.
+    """The model, its tokenizer, ends of turn and context; in the dtype of its config.json, on a CPU in float32.
 
     Arithmetic of 16 bits is slow on most CPUs, and there the neighbours in a batch decide what is rounded how.
     """
@@ -112,12 +113,13 @@ def _loaded(model: str, revision: str) -> tuple:
     dtype = engine.load_config(model, revision).get_text_config().dtype if torch.cuda.is_available() else None
     loaded, tokenizer = engine.load(model, "trl", str(dtype or "float32").removeprefix("torch."), revision)
     loaded.generation_config = GenerationConfig()  # what a model ships for sampling has no part in greedy decoding
-    return loaded.eval(), tokenizer, sorted(engine.ends_of_turn(model, tokenizer, revision))
+    context = int(min(engine.limits(model, revision).context, 1 << 20))
+    return loaded.eval(), tokenizer, sorted(engine.ends_of_turn(model, tokenizer, revision)), context
 
 
 def _generated(model: str, revision: str, max_new_tokens: int, prompts: list[list[int]]) -> list[tuple]:
     """(reply, number of tokens, whether it ended by itself) for prompts of token ids, decoded as one batch."""
-    loaded, tokenizer, ends = _loaded(model, revision)
+    loaded, tokenizer, ends, _ = _loaded(model, revision)
     batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt", padding_side="left").to(loaded.device)
     options = {"do_sample": False, "use_cache": True, "max_new_tokens": max_new_tokens}
     whole = loaded.generate(**batch, **options, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
@@ -153,8 +155,8 @@ def _perplexities(model: str, revision: str, pairs: list[tuple[str, str]]) -> li
     """Perplexity of each (prompt as JSON, reply), in one batch."""
     import torch
 
-    loaded, tokenizer, _ = _loaded(model, revision)
-    limit, rows = int(min(engine.limits(model, revision).context, 1 << 20)), []
+    loaded, tokenizer, _, limit = _loaded(model, revision)
+    rows = []
     for prompt, text in pairs:
         tail = chat.tokens(tokenizer, text)[: limit // 2]
         head = chat.tokens(tokenizer, chat.prompt(tokenizer, json.loads(prompt)))
