@@ -35,14 +35,14 @@ figures: $(READY) ## figures and tables from the committed results, without a mo
 	$(BIN)/papermill notebooks/04_figures.ipynb runs/figures/04_figures.ipynb \
 	  -p results_dir data/results/nano -p figures_dir figures -p tables_dir paper $(ARGS)
 
-paper: $(READY) ## the paper as PDF, with its numbers renewed (needs latexmk or tectonic)
+paper: figures ## the paper as PDF, its figures, tables and numbers from data/results (needs latexmk or tectonic)
 	@$(BIN)/python -m medcomfort_utils.draw.paper
 
 site: $(READY) ## README, notebooks, cards and paper as a site to read offline: build/site/index.html
 	rm -rf build/site
 	$(BIN)/python -m sphinx -q -b html -c docs -d build/doctrees . build/site
 
-screenshots: site ## the README's pictures of the site and of JupyterLab, anew (needs Chromium)
+screenshots: site ## the README's pictures of the site, anew (needs Chromium)
 	$(BIN)/python tests/screenshots.py
 
 publish: $(READY) ## commit the last full run: its small results, the README's tables, the figures

@@ -5,7 +5,6 @@ import errno
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 try:
     from medcomfort_utils import paths
@@ -84,19 +83,25 @@ def _reproduce(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from medcomfort_utils.draw import publish
+    from medcomfort_utils.draw import paper
 
-    print("published to", paths.tidy(publish.publish(paths.RUNS / args.name, args.name)))
+    print("published to", paths.tidy(paper.publish(paths.RUNS / args.name, args.name)))
 
 
 def _figures(args: argparse.Namespace) -> None:
-    from medcomfort_utils.draw import redraw
+    import papermill
 
-    out = args.out or paths.RUNS / "figures" / Path(args.results).name
-    files, missing = redraw.redraw(args.results, out)
-    for reason in missing:
-        print("left out:", reason)
-    print(f"{len(files)} figure files, tables and summary.md in", paths.tidy(paths.resolve(out)))
+    results = paths.existing(args.results, "--results")
+    out = paths.resolve(args.out or f"runs/figures/{results.name}")
+    given = {"results_dir": str(results), "ablation_dir": str(results), "figures_dir": str(out / "figures"),
+             "tables_dir": str(out / "paper"), "summary": str(out / "summary.md")}  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(paths.NOTEBOOKS / "04_figures.ipynb", out / "04_figures.ipynb", given,
+                                   progress_bar=False, extra_arguments=["--log-level=CRITICAL"])  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise paths.MedComfortError(error.evalue) from None
+    print("figures, tables and summary.md in", paths.tidy(out))
 
 
 def _compare(args: argparse.Namespace) -> None:

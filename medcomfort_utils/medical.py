@@ -238,10 +238,10 @@ def _instructs(tokens: list[str]) -> bool:
         return False
     while tokens and tokens[0] in _SOFTENERS.split():
         tokens = tokens[1:]
-    led = len(tokens) > 1 and not tokens[0].endswith("ing") and tokens[1] not in _PREDICATES
+    led = len(tokens) > 1 and not tokens[0].endswith(("ing", "ed")) and tokens[1] not in _PREDICATES
     orders = {stem(tokens[0])} if led else set()
     asked = {stem(match["verb"]) for match in _ASKING.finditer(said)}
-    care |= bool(re.search(r"\b(?:it|them)\b", said))
+    care |= bool(re.search(r"\b(?:it|them|both)\b", said) and (orders | asked) & {"stop", "take", "start", "drop", "use"})
     return bool(
         (orders | asked) & lexicon("deeds")
         or (

@@ -55,7 +55,7 @@ _DOSING = [(re.compile(pattern), full) for pattern, full in (
 )]  # fmt: skip
 _REPAIRS = [(re.compile(pattern), full) for pattern, full in (
     (r"(?<=\d),(?=\d{3}(?!\d))", ""), (r"(?<=\d),(?=\d{1,2}(?!\d))", "."),  # thousands; a decimal comma
-    (rf"(?<=\d)\. (?=\d+ ?(?:{_UNIT})\b)", "."),  # "2. 5 ml"
+    (r"(?<=\b\d)\. (?=\d ?(?:m?g|ml|l|mcg)\b)", "."),  # "2. 5 ml"
     (r"(\d+(?:\.\d+)?) and (?:a|1) half\b", r"\1½"), (rf"\b(?:(?:a|1) )?half (?:an? |of (?:an? |the )?"
     rf"|1 )?(?=(?:{_UNIT}|dose|glass|cup)\b)", "½ "),
     (r"\bquarter (?:of )?an? ", "¼ "), (r"(\d{2,3}) over (\d{2,3})", r"\1/\2"), (r"(\d) ?[x×*] ?(?=\d)", r"\1 x "),
@@ -157,6 +157,7 @@ def quantities(text: str) -> tuple[Quantity, ...]:
             found
             and not found[-1].unit.removeprefix("every ")
             and name
+            and match["value"] != "1"  # "3.4 and an hour later"
             and _JOINED.fullmatch(text[open_end : match.start()])
         ):
             first = found[-1]

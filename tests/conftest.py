@@ -17,10 +17,8 @@ LONGEST = (
     "test_docs.py",
     "test_checkpoints.py",
     "test_flow.py",
-    "test_lab.py",
     "test_finetune_parity.py",
-    "test_ablation.py",
-    "test_compare.py",
+    "test_draw.py",
 )
 
 

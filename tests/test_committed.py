@@ -1,12 +1,12 @@
-"""What is committed is what the code makes: smoke inputs, the tables of README and paper, clean notebooks."""
+"""What is committed is what the code makes: smoke inputs, figures, tables of README and paper, clean notebooks."""
 
 import nbformat
 import pytest
 
-from medcomfort_utils.draw import publish, tables
+from medcomfort_utils.draw import paper, plots, tables
 from medcomfort_utils.draw.results import read_results
 from medcomfort_utils.parquet import read_records
-from medcomfort_utils.paths import DATA, NOTEBOOKS, PAPER
+from medcomfort_utils.paths import DATA, FIGURES, NOTEBOOKS, PAPER
 from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite import clinic, gates, template
 
@@ -20,13 +20,18 @@ def test_smoke_inputs_are_what_01_writes():
     assert read_records(DATA / "smoke/rewrites.parquet", Rewrite) == kept
 
 
-def test_readme_and_paper_hold_the_committed_results():
-    results = read_results(DATA / "results/nano")
-    readme = publish.README.read_text(encoding="utf-8")
-    assert publish.with_tables(readme, results) == readme
-    assert (PAPER / "values.tex").read_text(encoding="utf-8") == tables.values_tex(results)
-    latex = (PAPER / "tables/results.tex").read_text(encoding="utf-8")
-    assert latex == tables.to_latex(tables.results_table(results))
+def test_figures_and_tables_are_those_of_the_committed_results(tmp_path):
+    results, varied = (read_results(DATA / "results" / name) for name in ("nano", "nano-ablation"))
+    for name in plots.FIGURES:
+        assert plots.draw(name, varied if name.startswith("ablation") else results, tmp_path / "figures")
+    made = [*(tmp_path / "figures").iterdir(), *tables.write(results, varied, tmp_path / "paper")]
+    homes = {"figures": FIGURES, "paper": PAPER}
+    for path in made:
+        top, *rest = path.relative_to(tmp_path).parts
+        assert path.read_bytes() == homes[top].joinpath(*rest).read_bytes(), f"{path.name}: run make paper"
+    assert {path.name for path in FIGURES.iterdir()} == {path.name for path in (tmp_path / "figures").iterdir()}
+    readme = paper.README.read_text(encoding="utf-8")
+    assert paper.with_tables(readme, results) == readme
 
 
 @pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.stem)

@@ -1,58 +1,62 @@
-"""Read a folder of results, as 03_evaluate leaves it, into tables that figures and tables are drawn from."""
+"""Read a folder of results, as 01_rewrite and 03_evaluate leave it, into what figures and tables are drawn from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import yaml
 
-from medcomfort_utils.paths import MedComfortError, existing, read_json, tidy
+from medcomfort_utils.paths import PAPER, MedComfortError, existing, read_json, resolve, tidy
 
 BASE = "base"
-TUNED = ("sft", "dpo", "kto")  # the models that the claims speak of
-BASELINES = ("original", "template")  # the plain answer and the template rewrite, not models
+TUNED = ("sft", "sft-more", "dpo", "kto")  # what the claims speak of; all other models are recipes that were tried
 KNOWLEDGE = ("facts_kept", "facts_supported", "rouge_l")  # best measure first; a corpus may lack the earlier ones
+PROFILE = "profile.yaml"  # the run's effective profile; a run by papermill alone has none
 
 _COLUMNS = {
     "results.json": ("model", "method", "seed", "test_set", "metric", "value", "low", "high", "n"),
-    "claims.json": ("id", "model", "estimate", "low", "high", "p_value", "verdict", "effect_size"),
-    "scores.parquet": ("model", "method", "seed", "test_set", "dialogue_id", "emotion", "comfort"),
+    "claims.json": ("id", "model", "estimate", "low", "high", "verdict"),
+    "scores.parquet": ("model", "method", "seed", "test_set", "dialogue_id", "emotion", "comfort", "length"),
     "training.csv": ("model", "method", "seed", "step", "metric", "value"),
-    "gates.csv": ("gate", "condition", "checked", "failed", "share"),
+    "gates.csv": ("gate", "condition", "checked", "failed"),
     "cleaning.csv": ("reason", "count"),
-    "adversarial.csv": ("model", "metric", "expected", "value", "bound", "holds"),
+    "adversarial.csv": ("model", "metric", "expected", "value", "holds"),
 }
-PROFILE = "profile.yaml"  # the run's effective profile; a run by papermill alone has none
-FILES = (*_COLUMNS, "run.json")  # all else that a folder of results holds
+FILES = (*_COLUMNS, "run.json")  # what a folder of results holds beside the profile
+# What a row of claims.json may lack. Most of it stands in the file of claims; `reason`: why there is no verdict.
+_CLAIM = ("statement", "origin", "metric", "test_set", "against", "test", "margin", "p_value", "effect_size", "reason")
 
 
 @dataclass(frozen=True)
 class Results:
-    """One run: a table per result file (columns as in the files), and `run`, what the run was made of.
+    """One run: a table per result file (columns as in the files), `run` (run.json) and `profile` (profile.yaml or {}).
 
-    `recipes`: the parameters of 02_finetune by model, from profile.yaml; empty where there is none.
+    `table`: results.json without its rows for single emotions, which are `emotions`. `claims`: a row a claim and model,
+    with what the file of claims says of it.
     """
 
     table: pd.DataFrame
+    emotions: pd.DataFrame
     claims: pd.DataFrame
     scores: pd.DataFrame
     training: pd.DataFrame
     gates: pd.DataFrame
     cleaning: pd.DataFrame
     adversarial: pd.DataFrame
-    run: dict
-    recipes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    run: dict[str, Any]
+    profile: dict[str, Any]
 
-    def pooled(self, metric: str, test_set: str) -> pd.DataFrame:
+    @property
+    def pooled(self) -> pd.DataFrame:
+        """The rows over all seeds."""
+        return self.table[self.table.seed.isna()]
+
+    def values(self, metric: str, test_set: str = "emotional") -> pd.DataFrame:
         """`value`, `low`, `high`, `n` by model, over all seeds."""
-        rows = self.table[(self.table.metric == metric) & (self.table.test_set == test_set) & self.table.seed.isna()]
+        rows = self.pooled[(self.pooled.metric == metric) & (self.pooled.test_set == test_set)]
         return rows.set_index("model")[["value", "low", "high", "n"]]
-
-    def by_seed(self, metric: str, test_set: str) -> pd.Series:
-        """`value` by (model, seed)."""
-        rows = self.table[(self.table.metric == metric) & (self.table.test_set == test_set) & self.table.seed.notna()]
-        return rows.set_index(["model", "seed"])["value"]
 
     @property
     def knowledge(self) -> str:
@@ -60,7 +64,7 @@ class Results:
 
         Half, as for the claims: a free text states a fact or two in the exact wording by chance.
         """
-        rows = self.table[(self.table.model == BASE) & (self.table.test_set == "emotional") & self.table.seed.isna()]
+        rows = self.pooled[(self.pooled.model == BASE) & (self.pooled.test_set == "emotional")]
         replies = rows.groupby("metric")["n"].max()
         measured = [metric for metric in KNOWLEDGE if metric in replies.index]
         if not measured:
@@ -68,60 +72,76 @@ class Results:
         return max(measured, key=lambda metric: min(replies[metric], replies.max() / 2))
 
     @property
-    def trials(self) -> list[str]:
-        """The recipes beside the claims' own, in the order of the file."""
-        known = {BASE, *TUNED, *BASELINES}
-        return [model for model in self.table.model.unique() if model not in known]
+    def methods(self) -> dict[str, str]:
+        """Model -> method, in the order of all tables: base, tuned models, recipes that were tried, baselines."""
+        of = self.table.drop_duplicates("model").set_index("model")["method"].to_dict()
+        first = [model for model in (BASE, *TUNED) if model in of]
+        return {model: of[model] for model in [*first, *self.tried, *self.baselines]}
 
     @property
-    def models(self) -> list[str]:
-        """The base, the tuned models and the baselines that this run has, in that order."""
-        present = set(self.table.model)
-        return [model for model in (BASE, *TUNED, *BASELINES) if model in present]
+    def tuned(self) -> list[str]:
+        """The models of `TUNED` that this run has."""
+        return [model for model in TUNED if model in set(self.table.model)]
 
-    def method(self, model: str) -> str:
-        """The method that trained `model`."""
-        return self.table.loc[self.table.model == model, "method"].iloc[0]
+    @property
+    def tried(self) -> list[str]:
+        """The recipes beside the claims' own, in the order of the file."""
+        trained = self.table[self.table.method != "reference"].model.unique()
+        return [model for model in trained if model not in (BASE, *TUNED)]
+
+    @property
+    def baselines(self) -> list[str]:
+        """The plain answer and the rewrite: answers that no model gave."""
+        return list(self.table[self.table.method == "reference"].model.unique())
+
+    @property
+    def recipes(self) -> pd.DataFrame:
+        """Parameters of the models that were evaluated, by model; `after`: what each starts from, "" for the base."""
+        models = {model: {"after": "", **told} for model, told in self.profile.get("models", {}).items()}
+        table = pd.DataFrame.from_dict(models, orient="index", dtype=object)
+        return table[table.index.isin(self.table.model)]
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the corpus is the made-up clinic, by what 01_rewrite was given, not by what a file is called."""
+        return bool(self.run.get("synthetic", (self.profile.get("rewrite") or {}).get("source") == "clinic"))
 
 
 def read_results(results_dir: str | Path) -> Results:
-    """Read the files of results that 03_evaluate and 01_rewrite leave: `FILES`.
+    """Read the files of results that 03_evaluate and 01_rewrite leave: `FILES`, and profile.yaml if it is there.
 
-    profile.yaml is read too, if it is there. A MedComfortError names the file that is missing, unreadable, empty of
-    results or lacks a column.
+    A MedComfortError names the file that is missing, unreadable, empty of results or lacks a column.
     """
     folder = existing(results_dir, "results_dir")
     run = read_json(folder / "run.json", "run.json")
     absent = [key for key in ("corpus", "base_model") if not isinstance(run, dict) or key not in run]
     if absent:
         raise MedComfortError(f"{tidy(folder / 'run.json')} has no {' and no '.join(absent)}; run 03_evaluate again.")
-    results = Results(*(_table(folder / name, columns) for name, columns in _COLUMNS.items()), run, _recipes(folder))
-    if not (results.table.model == BASE).any():
+    table, claims, *others = (_table(folder / name, columns) for name, columns in _COLUMNS.items())
+    single = table.emotion.notna() if "emotion" in table else table.model.isna()
+    if not (table.model == BASE).any():
         raise MedComfortError(f"{tidy(folder / 'results.json')} has no row for the model base; run 03_evaluate again.")
-    return results
+    return Results(table[~single], table[single], _claims(claims, run), *others, run, _profile(folder / PROFILE))
 
 
-def read_profile(path: Path) -> list[dict]:
-    """`name`, `after` and `parameters` of each step of a run's effective profile; a MedComfortError if it is not one."""
+def _claims(rows: pd.DataFrame, run: dict[str, Any]) -> pd.DataFrame:
+    """The rows with what the file of claims that the run names says of each; empty where neither says it."""
+    path = resolve(run.get("parameters", {}).get("claims") or PAPER / "claims.yaml")
+    told = pd.DataFrame(yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else [{"id": ""}])
+    lacking = [name for name in _CLAIM if name not in rows]
+    return rows.merge(told.reindex(columns=["id", *lacking]), on="id", how="left")
+
+
+def _profile(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if "steps" in told:  # of a run before profiles had sections
-            return [{"name": step["name"], "parameters": dict(step["parameters"])} for step in told["steps"]]
-        steps = {f"02_finetune-{model}": {"name": model} | given for model, given in told["models"].items()}
-        steps |= {f"{n:02}_{key}": told[key] for n, key in ((1, "rewrite"), (3, "evaluate"), (4, "figures")) if key in told}
-        return [{"name": name, "parameters": dict(steps[name])} for name in sorted(steps)]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise MedComfortError(f"{tidy(path)} is not the profile of a run; run `medcomfort reproduce` again.") from error
-
-
-def _recipes(folder: Path) -> pd.DataFrame:
-    if not (folder / PROFILE).is_file():
-        return pd.DataFrame()
-    told = [step["parameters"] for step in read_profile(folder / PROFILE) if "method" in step["parameters"]]
-    for recipe in told:  # `after` says what `init_from` said
-        after = recipe.pop("after", "")
-        recipe.setdefault("init_from", f"{after}-seed{{seed}}" if after else "")
-    return pd.DataFrame(told, index=[recipe.get("name") or recipe["method"] for recipe in told])
+        if all(isinstance(model, dict) for model in told["models"].values()):
+            return told
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        pass
+    raise MedComfortError(f"{tidy(path)} is not the profile of a run; run `medcomfort reproduce` again.")
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:

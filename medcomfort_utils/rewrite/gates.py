@@ -16,13 +16,13 @@ from medcomfort_utils.medical import lexicon
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.quantities import quantities
 from medcomfort_utils.records import Dialogue, Gate, Rewrite
+from medcomfort_utils.rewrite.compose import compose, problems, urgent_now
 from medcomfort_utils.rewrite.invariants import ONE, Alignment, Said, read
 from medcomfort_utils.text import language as language_of
 from medcomfort_utils.text import sentences, words
 
 USABLE = "usable_response"  # failed where a rewriter's response could not become a rewrite at all
-OWN_WORDS = 80  # words of all `say` segments together, at most
-BEFORE_URGENT, BEFORE_URGENT_FREE = 25, 40  # own words before an emergency, at most: composed, written freely
+BEFORE_URGENT = 40  # own words before an emergency in a text written freely, at most; compositions: `compose.problems`
 SHORTEST, LONGEST, LONGER = 0.5, 1.8, 80  # words of a free text for each of its source; and so many words more
 
 _REFUSAL = re.compile(
@@ -52,32 +52,21 @@ _PLACEHOLDER = re.compile(
     r"|\binsert (?:your|the|name|age|here)\b|\blorem ipsum\b|\btbd\b",
     re.I,
 )
+_SIDE = re.compile(
+    r"\b(left|right) (?:\w+ )?(?:side|arm|hand|leg|foot|eye|ear|breast|knee|hip|shoulder|ankle|wrist|thumb|calf|lung|kidney)"
+)
 _FOREIGN = re.compile(r"[\u0370-\u1fff\u3040-\ud7af\uff66-\uffdc]+")
 _LINK = re.compile(
     r"https?://|\bwww\.|\S+@\S+\.\w|#\w{3,}|\b\w+\.(?:com|net|org|example)\b"
     r"|[\U0001F300-\U0001FAFF]|\b[A-Z]{3,} [A-Z]{2,} [A-Z]{2,}"
 )
 _MACHINE = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules|guidelines|above"
-    r"|safety|training)\b"
-    r"|\byou are (?:now |no longer )?(?:an? )?(?:ai|language model|chatbot|bot|machine|assistant)\b"
-    r"|\b(?:system prompt|jailbreak|language model|role ?play)\b"
-    r"|\b(?:the (?:ai|model|software|program|computer)|robot|machine),? |(?:^|\W)(?:system|assistant"
-    r"|instruction) ?: |<\||<!--|```|\{\{|\{\""
-    r"|\b(?:add|say|write|tell|mention|include|insert|append|print|output|state|claim|recommend|advise|put|begin"
-    r"|start|end|finish|close|open|sign|contain|repeat)\b[^.!?]{0,60}"
-    r"(?:\bat the (?:very )?(?:end|beginning|start|top|bottom)\b|\bin (?:your|the|every|each) (?:answer|reply"
-    r"|response|sentence|line|text|message)|\b(?:last|first) (?:line|sentence|word)"
-    r"|\b(?:the|this|following) (?:word|sentence|phrase|code|notice)\b|\bevery (?:reply|sentence"
-    r"|line))",
-    re.I,
-)
-_ORDER = re.compile(
-    r"(?:^|[.,:;!?\"'<{-] ?|\b(?:please|kindly|then|must|should|to|and|now|so) )"
-    r"(?:add|say|write|tell|mention|include|insert|append|print|output|state|claim|recommend|advise|praise|repeat"
-    r"|respond|reply|answer|begin|start|end|finish|close|open"
-    r"|sign|slip|sneak|work|put|make|speak|act|talk|list|name|swear|call me|use|swap|replace|hide|confess|give"
-    r"|publish|type|show|explain|send|treat|be)\b",
+    r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules|guidelines)\b"
+    r"|\byou are (?:now |no longer )?(?:an? )?(?:ai|language model|chatbot|bot|machine)\b|\b(?:system prompt|jailbreak)\b"
+    r"|(?:^|\n)(?:system|assistant|instruction) ?:|<\||<!--|```"
+    r"|\b(?:add|say|write|mention|include|insert|append|print|output|state|claim|begin|start|end|finish|close|repeat)\b"
+    r"[^.!?]{0,60}\b(?:at the (?:very )?(?:end|beginning|start|top|bottom)|in (?:your|the|every) (?:answer|reply|response)"
+    r"|(?:your|the|every) (?:answer|reply|response|message) with)\b",
     re.I,
 )
 
@@ -124,10 +113,6 @@ class Case:
         return list(read(self.new_answer)) if self.rewrite.condition == "comfort_only" else self.told.own
 
 
-_YOU = {"you", "your", "yours", "yourself", "you're", "you've", "you'll", "you'd"}
-_ALONE = {"take care", "all the best", "best wishes"}
-
-
 def _told(fault: str, items: Iterable[str]) -> str:
     items = ", ".join(f'"{item}"' for item in dict.fromkeys(items))
     return f"{fault}: {items}" if items else ""
@@ -138,24 +123,20 @@ def unchanged(case: Case) -> str:
     return "" if case.rewrite.messages == case.dialogue.messages else "differs from the source dialogue"
 
 
-def _letters(text: str) -> str:
-    return "".join(text.split()).casefold()
-
-
 def sentences_kept(case: Case) -> str:
-    """Each sentence of the answer is there: once and verbatim in a composition, else one that stands for it."""
+    """A composition keeps each sentence once, the urgent one first; of a free text no sentence is without a like."""
     if not case.segments:
-        return _told("lost", (said.text for said in case.told.lost if _medical(said)))
-    source, kept = case.source_sentences, [number for segment in case.segments for number in segment.keep]
-    if wrong := [number for number in kept if not 1 <= number <= len(source)]:
-        return f"the answer has no sentence {', '.join(map(str, wrong))}"
-    counts = Counter(kept)
-    faults = [_told("lost", (source[i - 1] for i in range(1, len(source) + 1) if not counts[i]))]
-    faults += [_told("said twice", (source[i - 1] for i, count in counts.items() if count > 1))]
-    pieces = "".join(segment.say + "".join(source[i - 1] for i in segment.keep) for segment in case.segments)
-    if _letters(pieces) != _letters(case.new_answer):
-        faults.append("the answer is not what its segments say")
-    return "; ".join(filter(None, faults))
+        before, after = (Counter(said.words for said in side) for side in (case.told.source, case.told.text))
+        twice = [words for words, count in after.items() if 0 < before[words] < count]
+        return _told("lost or said twice", [said.text for said in case.told.lost if _medical(said)] + twice)
+    source = case.source_sentences
+    faults = problems(case.segments, len(source), urgent_now(case.dialogue))
+    whole = (
+        {"".join(text.split()).casefold() for text in (case.new_answer, compose(case.segments, source))}
+        if not faults
+        else {""}
+    )
+    return " ".join(faults) if faults else "" if len(whole) == 1 else "the answer is not what its segments say"
 
 
 def _medical(said: Said) -> bool:
@@ -200,41 +181,29 @@ def _new_doses(source: str, text: str) -> list[str]:
 def urgent_first(case: Case) -> str:
     """An emergency is named first, or behind a few own words; urgent advice and red flags stay urgent."""
     if case.segments:
-        return _told("not at the beginning", _late(case))
+        return ""
     urgent = [s for s in sentences(case.answer) if medical.is_urgent(s)]
     urgent += [flag for flag in case.dialogue.red_flags if flag not in urgent]
     kept = [s for s in sentences(case.new_answer) if medical.names_urgent_care(s)]
-    if urgent and not kept and any(map(medical.is_urgent, urgent)):
+    if not kept and any(map(medical.is_urgent, urgent)):
         return _told("lost urgent advice", urgent)
-    own = 0
-    if any(map(medical.is_emergency, urgent)):
-        mine = {id(said) for said in case.own}
-        for said in case.told.text:
-            if medical.is_urgent(said.text):
-                break
-            own += len(said.text.split()) if id(said) in mine else 0
-        if own > BEFORE_URGENT_FREE:
-            return f"{own} words of comfort stand before urgent advice"
-    return ""
+    own, mine = 0, set(map(id, case.own))
+    for said in case.told.text if any(map(medical.is_emergency, urgent)) else ():
+        if medical.is_urgent(said.text):
+            break
+        own += len(said.text.split()) if id(said) in mine else 0
+    return f"{own} words of comfort stand before urgent advice" if own > BEFORE_URGENT else ""
 
 
-def _late(case: Case) -> Iterator[str]:
-    """Emergencies of a composition behind other sentences, or behind more than one short piece of own words."""
-    own, pieces, other = 0, 0, False
-    for segment in case.segments:
-        own, pieces = own + len(segment.say.split()), pieces + bool(segment.say)
-        for sentence in (case.source_sentences[i - 1] for i in segment.keep if 0 < i <= len(case.source_sentences)):
-            if medical.is_emergency(sentence) and (other or pieces > 1 or own > BEFORE_URGENT):
-                yield sentence
-            other |= not medical.is_urgent(sentence)
-
-
-def own_words_short(case: Case) -> str:
-    """A composition says little in its own words, and no number."""
+def own_words_plain(case: Case) -> str:
+    """The own words of a composition name no number and no medicine."""
     said = " ".join(segment.say for segment in case.segments)
-    count = len(said.split())
-    faults = [f"{count} own words, at most {OWN_WORDS}" if count > OWN_WORDS else ""]
-    faults += [_told("number in own words", (f"{q.value} {q.unit}".strip() for q in quantities(said)))]
+    faults = [
+        _told(
+            "number in own words",
+            (f"{q.value} {q.unit}".strip() for q in quantities(said) if (q.value, q.unit) not in ONE),
+        )
+    ]
     faults += [_told("medicine in own words", sorted(medical.medicines(said)))]
     return "; ".join(filter(None, faults))
 
@@ -246,7 +215,10 @@ def no_new_advice(case: Case) -> str:
     added = (
         c for c in found if case.segments or not any(len(set(words(c)) - k) <= 0.25 * len(words(c)) for k in known)
     )
-    return _told("advice in own words", added)
+    omitting = lexicon("omitting") - {medical.stem(word) for word in words(case.answer)}
+    reworded = [] if case.segments or case.rewrite.condition == "comfort_only" else case.told.reworded
+    turned = [said.text for said in reworded if said.content & omitting]
+    return _told("advice in own words", [*added, *turned])
 
 
 def no_promise(case: Case) -> str:
@@ -262,24 +234,18 @@ def no_new_facts(case: Case) -> str:
     text = " ".join(said.text for said in case.own)
     if case.segments or case.rewrite.condition == "comfort_only":
         return _told("not in the source", sorted(_new_content(case.source, text)))
-    found = _new_content(case.source, case.new_answer, figurative=text)
+    found = _new_content(case.source, case.new_answer)
     return _told("not in the source", sorted(found))
 
 
-def _new_content(source: str, text: str, figurative: str | None = None) -> set[str]:
-    """Medicines, numbers and clinical words of `text` that `source` lacks; feelings may borrow the body's words."""
+def _new_content(source: str, text: str) -> set[str]:
+    """Medicines, numbers and clinical words of `text` that `source` lacks; comfort may borrow the body's words."""
     known = {q.value for q in quantities(source)}
-    found = [q for q in quantities(text) if q.value not in known and (q.unit or float(q.value.split("^")[0]) > 12)]
-    numbers = {f"{q.value} {q.unit}".strip() for q in found if (q.value, q.unit) not in ONE}
-    names = (
-        medical.clinical(text if figurative is None else figurative) - medical.clinical(source) - lexicon("figurative")
-    )
-    return numbers | (medical.medicines(text) - medical.medicines(source)) | {n for n in names if not _near(n, source)}
-
-
-def _near(name: str, source: str) -> bool:
-    """Whether another form of the word stands in the source: infected for infection."""
-    return any(name[:5].startswith(medical.stem(word)[:5]) for word in words(source) if len(word) > 3)
+    found = [q for q in quantities(text) if q.value not in known and q.unit and (q.value, q.unit) not in ONE]
+    letters = " ".join(words(source))
+    names = medical.clinical(text) - medical.clinical(source) - lexicon("figurative")
+    new = {name for name in names if name[:5] not in letters} | (medical.medicines(text) - medical.medicines(source))
+    return {f"{q.value} {q.unit}" for q in found} | new
 
 
 def question_unchanged(case: Case) -> str:
@@ -290,35 +256,21 @@ def question_unchanged(case: Case) -> str:
 
 
 def question_kept(case: Case) -> str:
-    """The patient's story keeps its sentences, numbers, negations and relations."""
-    lost = [f"lost: {said.text}" for said in case.asked.lost if _medical(said)]
-    return _told("changed", lost + list(case.asked.changes(question=True)))
+    """The patient's story keeps its numbers, medicines, sides and denied symptoms; its wording and order are free."""
+    before, after = quantities(case.question), {q.value for q in quantities(case.new_question)}
+    counted = {
+        q.value for q in before if (q.value, q.unit) not in ONE and (q.unit or float(q.value.split("^")[0]) > 12)
+    }
+    lost = [f"number {value}" for value in sorted(counted - after)]
+    lost += sorted(medical.medicines(case.question) - medical.medicines(case.new_question))
+    sides = [set(_SIDE.findall(" ".join(words(text)))) for text in (case.question, case.new_question)]
+    lost += sorted(sides[0]) if len(sides[0]) == 1 and sides[1] - sides[0] else []
+    return _told("lost or turned", lost + list(case.asked.denials(medical.clinical(case.source))))
 
 
 def no_new_history(case: Case) -> str:
     """No symptom, substance, number or history that the patient did not name."""
     return _told("not in the patient's story", sorted(_new_content(case.source, case.new_question)))
-
-
-def emotion_present(case: Case) -> str:
-    """The question names the emotion asked for, in words that the source does not have."""
-    emotion, emotions = case.rewrite.emotion, medical.word_lists()["emotions"]
-    if emotion not in emotions:
-        raise MedComfortError(f"Rewrite of dialogue {case.dialogue.id}: the gates know no emotion '{emotion}'.")
-    named = set(map(medical.stem, emotions[emotion].split()))
-    before, after = (Counter(map(medical.stem, words(text))) for text in (case.question, case.new_question))
-    return (
-        "" if any(after[name] > before[name] for name in named) else f"no word of {emotion} was added to the question"
-    )
-
-
-def comfort_present(case: Case) -> str:
-    """Some own words of the answer show warmth or understanding, or offer company."""
-    own = case.own if case.segments else case.told.new
-    known = {medical.stem(word) for word in words(case.answer)}
-    said = {medical.stem(word) for said in own for word in words(said.text)}
-    spoken = any(_YOU & {*said.tokens} for said in case.own)
-    return "" if spoken or (said - known) & lexicon("comfort") else "no comfort was added to the answer"
 
 
 def language(case: Case) -> str:
@@ -357,30 +309,12 @@ def no_placeholder(case: Case) -> str:
 
 
 def injection(case: Case) -> str:
-    """Nothing is said because the patient's text orders it; where it orders any, own words speak to the patient."""
-    orders = [said for order in addresses_machine(case.question) for said in read(order)]
-    ordering = bool(orders) or any(_ORDER.search(s) and not s.endswith("?") for s in sentences(case.question))
+    """Nothing is said because the patient's text orders it, and nothing advertises."""
+    orders = [said.content for order in addresses_machine(case.question) for said in read(order)]
     known = {name for said in read(case.answer) for name in said.content}
-    faults = []
-    for said in case.own:
-        alien = (
-            ordering and not {*said.tokens} & _YOU and not lexicon("comfort") & {medical.stem(t) for t in said.tokens}
-        )
-        obeyed = any(_obeys(said.content - known, order.content) for order in orders)
-        if (
-            obeyed
-            or (_LINK.search(said.text) and not _LINK.search(case.source))
-            or (alien and said.words not in _ALONE)
-        ):
-            faults.append(said.text)
+    faults = [s.text for s in case.own if any(len((s.content - known) & order) > 1 for order in orders)]
+    faults += [said.text for said in case.own if _LINK.search(said.text) and not _LINK.search(case.source)]
     return _told("is said by order", faults)
-
-
-def _obeys(said: frozenset[str], order: frozenset[str]) -> bool:
-    """Whether the new content of a sentence is, for the most part, what was ordered."""
-    social = lexicon("comfort") | lexicon("social_verbs")
-    said = said - social
-    return len(said & order) > 1 and len(said & order) >= 0.5 * len(said)
 
 
 def length(case: Case) -> str:
@@ -397,9 +331,9 @@ def length(case: Case) -> str:
 
 
 _KEEPING = (sentences_kept, relations_kept, urgent_first)
-_OWN = (own_words_short, no_new_advice, no_promise, no_new_facts)
-_ASKING = (question_kept, no_new_history, emotion_present)
-_FORM = (comfort_present, language, no_refusal, no_role_leak, no_placeholder, injection, length)
+_OWN = (own_words_plain, no_new_advice, no_promise, no_new_facts)
+_ASKING = (question_kept, no_new_history)
+_FORM = (language, no_refusal, no_role_leak, no_placeholder, injection, length)
 _GATES: dict[str, tuple[Callable[[Case], str], ...]] = {
     "original": (unchanged,),
     "soothing_answer": (*_KEEPING, *_OWN, question_unchanged, *_FORM),
@@ -448,14 +382,15 @@ def report(rewrites: Iterable[Rewrite]) -> pd.DataFrame:
 
     `rewrites`: kept and rejected together, as `sift` returns them.
     """
-    found = Counter((gate.name, rewrite.condition, gate.passed) for rewrite in rewrites for gate in rewrite.gates)
-    frame = pd.DataFrame(
-        [(*key, count) for key, count in found.items()], columns=["gate", "condition", "passed", "checked"]
+    found: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for rewrite in rewrites:
+        for gate in rewrite.gates:
+            found[gate.name, rewrite.condition].append(not gate.passed)
+    order = list(
+        dict.fromkeys(
+            (USABLE, *(gate.__name__ for gates in _GATES.values() for gate in gates), *(name for name, _ in found))
+        )
     )
-    order = dict.fromkeys((USABLE, *(gate.__name__ for gates in _GATES.values() for gate in gates)))
-    frame["gate"] = pd.Categorical(frame["gate"], list(order))
-    frame["condition"] = pd.Categorical(frame["condition"], list(_GATES))
-    frame["failed"] = frame["checked"].where(~frame["passed"].astype(bool), 0)
-    counts = frame.groupby(["gate", "condition"], observed=True)[["checked", "failed"]].sum().reset_index()
-    counts["share"] = counts["failed"] / counts["checked"]
-    return counts.astype({"gate": str, "condition": str, "checked": int, "failed": int, "share": float})
+    rows = sorted(found.items(), key=lambda item: (order.index(item[0][0]), list(_GATES).index(item[0][1])))
+    table = [(*key, len(failed), sum(failed), sum(failed) / len(failed)) for key, failed in rows]
+    return pd.DataFrame(table, columns=["gate", "condition", "checked", "failed", "share"])

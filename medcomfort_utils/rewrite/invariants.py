@@ -228,7 +228,7 @@ class Alignment:
             return
         yield from self._quantities()
         yield from self._turned()
-        yield from self._denials()
+        yield from self.denials()
         yield from self._conditions(question)
         letters = "".join(token for said in self.text for token in said.tokens)
         for clause in (clause for said in self.old for clause in said.clauses if said not in self.lost):
@@ -272,14 +272,16 @@ class Alignment:
                 if crossed > same + 0.25:
                     yield f"exchanged: {one} and {other}" if kind == "number" else "exchanged: " + " ".join(first[one])
 
-    def _denials(self) -> Iterable[str]:
+    def denials(self, among: frozenset[str] | None = None) -> Iterable[str]:
+        """What is denied on one side and only affirmed on the other; `among`: of these words alone."""
         before, after = (frozenset(n for said in side for n in said.heads) for side in (self.old, self.reworded))
         for heads, denied, other, fault in (
             (before, after, self.text, "lost"),
             (after, before, self.source, "new"),
         ):
             affirmed = frozenset(name for said in other for name in said.affirmed)
-            if turned := sorted(heads & affirmed - denied - frozenset(n for s in other for n in s.doubted)):
+            turned = sorted(heads & affirmed - denied - frozenset(n for s in other for n in s.doubted))
+            if turned := [name for name in turned if among is None or name in among]:
                 yield f"{fault} negation: {', '.join(turned)}"
 
     def _conditions(self, question: bool) -> Iterable[str]:
