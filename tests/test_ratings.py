@@ -58,12 +58,15 @@ def test_sheets_that_do_not_fit(sheet, tmp_path):
     with pytest.raises(MedComfortError, match="sheet of ann holds the item 9000"):
         load({"ann": tmp_path / "other.csv"}, sheet[1])
     pd.concat([table, table[:1]]).to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(MedComfortError, match="line 14: the item 0001 stands on an earlier line"):
+    with pytest.raises(MedComfortError, match="the item 0001 stands there twice"):
         read_sheet(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text(sheet[0].read_text("utf-8-sig").replace('really",,', 'really"'))
+    with pytest.raises(MedComfortError, match="or empty, not 'no cell'"):
+        read_sheet(tmp_path / "b.csv")
     for cell in ("6", "good", "3.5"):
         table.loc[0, "empathy"] = cell
         table.to_csv(tmp_path / "a.csv", index=False)
-        with pytest.raises(MedComfortError, match=f"line 2: empathy must be one of 1, .*, 5 or empty, not '{cell}'"):
+        with pytest.raises(MedComfortError, match=f"item 0001: empathy must be one of 1, .*, 5 or empty, not '{cell}'"):
             read_sheet(tmp_path / "a.csv")
 
 

@@ -10,7 +10,6 @@ from scipy.stats import ttest_1samp
 
 from medcomfort_utils.evaluate import claims
 from medcomfort_utils.evaluate.statistics import (
-    d_z,
     holm,
     interval,
     paired_difference,
@@ -84,12 +83,6 @@ def test_holm_counts_the_tests_without_a_value():
     assert holm([0.02, np.nan, np.nan]) == pytest.approx([0.06, np.nan, np.nan], nan_ok=True) and holm([]) == []
 
 
-def test_d_z_is_the_t_statistic_over_the_root_of_n():
-    values = np.random.default_rng(1).normal(0.4, 1, 50)
-    assert d_z(values) == pytest.approx(ttest_1samp(values, 0).statistic / np.sqrt(50))
-    assert np.isnan(d_z([0.1, 0.1, 0.1])) and np.isnan(d_z([1.0]))
-
-
 def test_summary_rows():
     scores = table(rows("sft", 1, comfort=[3, 5]), rows("sft", 0, comfort=[1, 1]), rows("base", comfort=[0, np.nan]))
     found = summarise(scores.assign(empty=np.nan), ["empty", "comfort"])
@@ -131,6 +124,7 @@ def test_superior(gain, expected):
     (row,) = evaluated(CLAIM, table(rows("base", comfort=[1] * 60), rows("sft", 0, comfort=spread(1 + gain))))
     assert row["verdict"] == expected and bool(row["reason"]) == (expected != "supported")
     assert row["p_value"] is not None and row["statement"] == CLAIM["statement"]
+    assert row["effect_size"] == pytest.approx(ttest_1samp(spread(gain), 0).statistic / np.sqrt(60), abs=1e-4)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from medcomfort_utils.evaluate.statistics import d_z, holm, interval, paired_difference, paired_permutation
+from medcomfort_utils.evaluate.statistics import holm, interval, paired_difference, paired_permutation
 from medcomfort_utils.paths import MedComfortError, existing, tidy
 from medcomfort_utils.records import KNOWLEDGE, knowledge_metric
 
@@ -64,8 +64,9 @@ def evaluate(claims: list[Claim], scores: pd.DataFrame) -> list[dict]:
     """The rows of claims.json, by claim, then model: what is claimed, and how the test came out.
 
     `scores`: the table of `evaluate.statistics`. `metric` is the column that was tested, `estimate` the mean difference
-    to the model `against` with its 95 % interval, `effect_size` Cohen's d_z over dialogues. `p_value`, one-sided and
-    adjusted over the claim's models by Holm, belongs to claims of superiority. `reason` says why a claim is not
+    to the model `against` with its 95 % interval, `effect_size` Cohen's d_z over dialogues (Lakens 2013, Front.
+    Psychol. 4:863). `p_value`, one-sided and adjusted over the claim's models by Holm, belongs to claims of
+    superiority; it is of the trained models, seeds averaged. `reason` says why a claim is not
     supported. What this run lacks (a model, or any value of the metric) has no row. Raises MedComfortError if the
     scores have no such metric.
     """
@@ -83,10 +84,14 @@ def _results(claim: Claim, scores: pd.DataFrame) -> list[dict]:
     told = claim.model_dump(exclude={"models"}) | {"metric": metric}
     for model in models:
         difference, missing = paired_difference(scores, model, claim.against, metric, claim.test_set)
-        reason = missing or _undecidable(claim, difference, reference)
+        by_question = difference.mean(axis=0)  # of these trained models
         row = dict(zip(("estimate", "low", "high"), interval(difference, share=False), strict=True))
-        row["p_value"] = paired_permutation(difference) if superior and not reason else np.nan
-        rows.append({**told, "model": model, **row, "effect_size": d_z(difference), "reason": reason})
+        row |= {"p_value": np.nan, "effect_size": np.nan}
+        row["reason"] = missing or _undecidable(claim, by_question, reference)
+        if not row["reason"]:
+            row["p_value"] = paired_permutation(by_question) if superior else np.nan
+            row["effect_size"] = by_question.mean() / by_question.std(ddof=1)
+        rows.append({**told, "model": model, **row})
     for row, p_value in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row |= {"p_value": p_value, "verdict": "no verdict"}
         if not row["reason"]:
@@ -105,9 +110,8 @@ def _metric(claim: Claim, scores: pd.DataFrame) -> str:
     return knowledge_metric(counts) if names is KNOWLEDGE else (columns[0] if counts.iloc[0] else "")
 
 
-def _undecidable(claim: Claim, difference: np.ndarray, reference: float) -> str:
+def _undecidable(claim: Claim, by_question: np.ndarray, reference: float) -> str:
     """Why nothing can be said; empty if something can. `reference`: the mean of the model compared with."""
-    by_question = difference.mean(axis=0)
     if by_question.size < FEWEST:
         return f"{by_question.size} questions, and it takes {FEWEST}"
     if np.ptp(by_question) < 1e-12:

@@ -4,7 +4,6 @@ The sheet is a CSV file that any spreadsheet opens: the answers in an order draw
 them. Which model gave which answer stands in the key, a file of its own that the raters do not get.
 """
 
-import csv
 import io
 import re
 from itertools import combinations
@@ -58,36 +57,30 @@ def read_sheet(path: str | Path) -> pd.DataFrame:
     """The ratings of one rater: a float column a criterion (nan where empty), `item` as index.
 
     Reads what spreadsheets save: cells parted by semicolons, a line `sep=,` first, empty rows of commas, 0007 as 7.0.
-    Raises MedComfortError naming file and line where a rating is none, an item stands twice, or a cell lacks.
+    Raises MedComfortError naming file and item where a rating is none, an item stands twice, or a cell lacks.
     """
-    found, rows = existing(path, "rating sheet"), {}
+    found, ratings = existing(path, "rating sheet"), {}
     try:
-        text = found.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MedComfortError(f"{tidy(found)} is not UTF-8: save it as CSV UTF-8.") from error
-    named = re.match(r'"?sep=.[",;]*\r?\n', text)
-    heading = text[named.end() if named else 0 :].partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=heading.count))
-    lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))][bool(named) :]
-    columns = lines[0][1] if lines else []
-    if missing := [name for name in ("item", *RUBRIC) if name not in columns]:
+        text = re.sub(r'\A"?sep=.[",;]*\r?\n', "", found.read_text(encoding="utf-8-sig"))
+        mark = max(",;\t", key=text.partition("\n")[0].count)
+        table = pd.read_csv(io.StringIO(text), sep=mark, dtype=str, keep_default_na=False, engine="python")
+    except ValueError as error:  # pandas' own errors, and a text that is not UTF-8
+        raise MedComfortError(f"{tidy(found)} is no table; save it as CSV UTF-8 ({str(error).strip()}).") from error
+    if missing := [name for name in ("item", *RUBRIC) if name not in table]:
         raise MedComfortError(f"{tidy(found)} has no column {missing[0]}.")
-    for line, cells in lines[1:]:
-        place, row = f"{tidy(found)}, line {line}", dict(zip(columns, cells, strict=False))
-        if len(cells) != len(columns):
-            raise MedComfortError(f"{place}: has not as many cells as the heading; is a quotation mark or comma amiss?")
-        item = re.sub(r"^'|[.,]0$", "", row["item"].strip()).zfill(4)
-        if item in rows:
-            raise MedComfortError(f"{place}: the item {item} stands on an earlier line too.")
-        rows[item] = {name: _rating(row[name].strip(), name, place) for name in RUBRIC}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(RUBRIC), dtype=float).rename_axis("item")
-
-
-def _rating(cell: str, name: str, place: str) -> float:
-    marks, value = [str(mark) for mark in RUBRIC[name] if mark != "asks"], re.sub(r"[.,]0+$", "", cell)
-    if value and value not in marks:
-        raise MedComfortError(f"{place}: {name} must be one of {', '.join(marks)} or empty, not '{cell[:20]}'.")
-    return float(value or "nan")
+    table = table[table.ne("").any(axis=1)]
+    items = table["item"].str.strip().str.replace(r"^'|[.,]0$", "", regex=True).str.zfill(4)
+    if items.duplicated().any():
+        raise MedComfortError(f"{tidy(found)}: the item {items[items.duplicated()].iloc[0]} stands there twice.")
+    for name, meanings in RUBRIC.items():
+        marks = {str(mark): float(mark) for mark in meanings if mark != "asks"}
+        given = table[name].str.strip().str.replace(r"[.,]0+$", "", regex=True).fillna("no cell")
+        for item, cell in zip(items, given, strict=True):
+            if cell and cell not in marks:
+                place = f"{tidy(found)}, item {item}: {name}"
+                raise MedComfortError(f"{place} must be one of {', '.join(marks)} or empty, not '{cell[:20]}'.")
+        ratings[name] = given.map(marks).astype(float)
+    return pd.DataFrame(ratings).set_axis(items.rename("item"))
 
 
 def load(sheets: dict[str, str | Path], key: str | Path) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:

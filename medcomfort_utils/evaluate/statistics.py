@@ -13,8 +13,6 @@ import pandas as pd
 from scipy.special import stdtrit  # the quantile of Student's t
 from scipy.stats import permutation_test
 
-from medcomfort_utils.paths import MedComfortError
-
 
 def _grid(values: np.ndarray) -> np.ndarray:
     """Values as [seeds, prompts], without the prompts that have none."""
@@ -108,16 +106,12 @@ def _rows(of: dict, replies: pd.DataFrame, metrics: Sequence[str]) -> list[dict]
 
 
 def paired_permutation(difference: np.ndarray) -> float:
-    """One-sided p-value of a sign-flip test of paired differences, symmetric about 0 if there is no effect.
+    """One-sided p-value of a sign-flip test of paired differences [prompts], symmetric about 0 if there is no effect.
 
-    `difference`: [prompts] or [seeds, prompts]; seeds are averaged: the test is over prompts, for these trained models.
-    Exact up to 13 prompts, else over 9,999 draws. nan below two prompts. Source: Fisher 1935.
+    Exact up to 13 prompts, else over 9,999 draws. Source: Fisher 1935.
     """
-    values = _grid(difference)
-    if values.shape[1] < 2:
-        return np.nan
     how = {"permutation_type": "samples", "alternative": "greater", "n_resamples": 9999, "rng": 0}
-    return float(permutation_test((np.nanmean(values, axis=0),), np.mean, **how).pvalue)
+    return float(permutation_test((difference,), np.mean, **how).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -143,8 +137,6 @@ def paired_difference(
     sides, starts = {}, {}
     for name in (model, against):
         replies = scores[(scores["model"] == name) & (scores["test_set"] == test_set)]
-        if replies.empty:
-            raise MedComfortError(f"the scores hold no reply of {name} to {test_set} questions.")
         keys = ["dialogue_id", "emotion"]
         seeds = replies.assign(seed=replies["seed"].astype("Int64").fillna(-1))
         sides[name] = seeds.pivot(index="seed", columns=keys, values=metric).astype(float)
@@ -158,16 +150,3 @@ def paired_difference(
     lacking = [name for name, side in ((model, ours), (against, theirs)) if side.isna().any(axis=None)]
     reason = f"{lacking[0]} lacks values of {metric} that it should have" if lacking else ""
     return difference.T.groupby(level="dialogue_id").mean().T.to_numpy(), reason
-
-
-def d_z(difference: np.ndarray) -> float:
-    """Cohen's d of paired differences, seeds averaged: their mean over dialogues by their standard deviation.
-
-    nan below two dialogues or where all are equal. Source: Lakens 2013, Front. Psychol. 4:863.
-    """
-    values = _grid(difference)
-    if values.shape[1] < 2:
-        return np.nan
-    means = np.nanmean(values, axis=0)
-    spread = means.std(ddof=1)
-    return float(means.mean() / spread) if spread > 1e-12 * np.abs(means).max() else np.nan
