@@ -69,15 +69,15 @@ def test_preferences_are_recorded_and_replayed_without_a_server(tmp_path, monkey
 
     replies = pd.DataFrame(
         [(m, s, "emotional", f"d{i}", "fear", f"Q{i}?", reply) for i in range(4) for m, s, reply in
-         (("original", pd.NA, "Rest."), ("base", pd.NA, "Rest."), ("sft", 0, "Rest, dear."), ("sft", 1, "No."))],
+         (("original", pd.NA, "Rest."), ("base", pd.NA, "Rest."), ("curt", 0, "No."), ("sft", 0, "Rest, dear."), ("sft", 1, "No."))],
         columns=["model", "seed", "test_set", "dialogue_id", "emotion", "question", "reply"],
     )  # fmt: skip
     monkeypatch.setattr(judge, "RECORD", tmp_path / "judge.sqlite")
     with StubServer(longer) as server:
         monkeypatch.setenv("MEDCOMFORT_BASE_URL", server.url)
         asked = judge.preferences(replies, "stub")
-    assert asked.groupby("model")["value"].unique().map(list).to_dict() == {"original": [0.5], "sft": [1.0]}
-    assert asked["n"].tolist() == [4] * 6 and not asked["unread"].any()
+    assert asked.groupby("model")["value"].unique().map(list).to_dict() == {"curt": [0.0], "original": [0.5], "sft": [1.0]}
+    assert asked["n"].tolist() == [4] * 9 and not asked["unread"].any()
     with Cache(tmp_path / "judge.sqlite") as cache:
         cache.export_jsonl(tmp_path / "responses.jsonl")
     monkeypatch.setattr(judge, "RECORD", tmp_path / "new.sqlite")
