@@ -67,16 +67,18 @@ def test_preferences_are_recorded_and_replayed_without_a_server(tmp_path, monkey
         first, second = map(len, shown(call)[1:])
         return say("tie" if first == second else "A" if first > second else "B")
 
+    said = {("original", pd.NA): "Rest.", ("base", pd.NA): "Rest.", ("curt", 0): "No.", ("sft", 0): "Rest, dear.",
+            ("sft", 1): "No."}  # fmt: skip
     replies = pd.DataFrame(
-        [(m, s, "emotional", f"d{i}", "fear", f"Q{i}?", reply) for i in range(4) for m, s, reply in
-         (("original", pd.NA, "Rest."), ("base", pd.NA, "Rest."), ("curt", 0, "No."), ("sft", 0, "Rest, dear."), ("sft", 1, "No."))],
+        [(*arm, "emotional", f"d{i}", "fear", f"Q{i}?", reply) for i in range(4) for arm, reply in said.items()],
         columns=["model", "seed", "test_set", "dialogue_id", "emotion", "question", "reply"],
-    )  # fmt: skip
+    )
     monkeypatch.setattr(judge, "RECORD", tmp_path / "judge.sqlite")
     with StubServer(longer) as server:
         monkeypatch.setenv("MEDCOMFORT_BASE_URL", server.url)
         asked = judge.preferences(replies, "stub")
-    assert asked.groupby("model")["value"].unique().map(list).to_dict() == {"curt": [0.0], "original": [0.5], "sft": [1.0]}
+    won = asked.groupby("model")["value"].unique().map(list).to_dict()
+    assert won == {"curt": [0.0], "original": [0.5], "sft": [1.0]}
     assert asked["n"].tolist() == [4] * 9 and not asked["unread"].any()
     with Cache(tmp_path / "judge.sqlite") as cache:
         cache.export_jsonl(tmp_path / "responses.jsonl")
