@@ -9,13 +9,7 @@ import yaml
 from scipy.stats import ttest_1samp
 
 from medcomfort_utils.evaluate import claims
-from medcomfort_utils.evaluate.statistics import (
-    holm,
-    interval,
-    paired_difference,
-    paired_permutation,
-    summarise,
-)
+from medcomfort_utils.evaluate.statistics import holm, interval, paired_difference, paired_permutation, summarise
 from medcomfort_utils.paths import PAPER, MedComfortError
 from medcomfort_utils.records import knowledge_metric
 
@@ -109,9 +103,8 @@ def test_seeds_are_paired_where_one_goes_on_from_the_other():
     unpaired, _ = paired_difference(table(*parts, *apart), "dpo", "sft", "comfort", "emotional")
     assert interval(difference)[1] > 0.15 and interval(unpaired)[1] < 0
     more = [rows("sft-more", k, "sft", comfort=sft[k]) for k in range(3)]  # both go on from sft
-    np.testing.assert_allclose(
-        paired_difference(table(*paired, *more), "dpo", "sft-more", "comfort", "emotional")[0], gain
-    )
+    siblings, _ = paired_difference(table(*paired, *more), "dpo", "sft-more", "comfort", "emotional")
+    np.testing.assert_allclose(siblings, gain)
 
 
 def spread(mean: float, count=60, sd=0.1) -> np.ndarray:
@@ -119,20 +112,20 @@ def spread(mean: float, count=60, sd=0.1) -> np.ndarray:
     return mean + sd * (noise - noise.mean())
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(0.5, "supported"), (0.01, "inconclusive"), (-0.01, "not supported")])
-def test_superior(gain, expected):
-    (row,) = evaluated(CLAIM, table(rows("base", comfort=[1] * 60), rows("sft", 0, comfort=spread(1 + gain))))
+@pytest.mark.parametrize(
+    ("claim", "gain", "expected"),
+    [
+        (CLAIM, 0.5, "supported"), (CLAIM, 0.01, "inconclusive"), (CLAIM, -0.01, "not supported"),
+        (KEPT, -0.01, "supported"), (KEPT, -0.045, "inconclusive"), (KEPT, -0.2, "not supported"),
+    ],
+)  # fmt: skip
+def test_verdicts(claim, gain, expected):
+    values = {"base": [0.9] * 60, "sft": spread(0.9 + gain)}
+    (row,) = evaluated(claim, table(*(rows(model, **{claim["metric"]: values[model]}) for model in values)))
     assert row["verdict"] == expected and bool(row["reason"]) == (expected != "supported")
-    assert row["p_value"] is not None and row["statement"] == CLAIM["statement"]
+    assert (row["p_value"] is None) == (claim is KEPT) and row["statement"] == claim["statement"]
     assert row["effect_size"] == pytest.approx(ttest_1samp(spread(gain), 0).statistic / np.sqrt(60), abs=1e-4)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
-
-
-@pytest.mark.parametrize(("loss", "expected"), [(0.01, "supported"), (0.045, "inconclusive"), (0.2, "not supported")])
-def test_not_inferior_has_no_p_value(loss, expected):
-    scores = table(rows("base", facts_kept=[0.9] * 60), rows("sft", 0, facts_kept=spread(0.9 - loss)))
-    (row,) = evaluated(KEPT, scores)
-    assert row["verdict"] == expected and row["p_value"] is None
 
 
 @pytest.mark.parametrize(
@@ -160,9 +153,7 @@ def test_the_measure_of_knowledge_that_applies():
     assert knowledge_metric({"facts_kept": 5, "facts_supported": 60, "rouge_l": 60}) == "facts_supported"
     assert knowledge_metric({"facts_kept": 30, "rouge_l": 60}) == "facts_kept" and knowledge_metric({}) == ""
     few = [0.9] * 2 + [np.nan] * 58
-    scores = table(
-        *(rows(m, s, facts_kept=few, rouge_l=v) for m, s, v in (("base", None, [0.8] * 60), ("sft", 0, spread(0.8))))
-    )
+    scores = table(*(rows(m, facts_kept=few, rouge_l=v) for m, v in (("base", [0.8] * 60), ("sft", spread(0.8)))))
     (row,) = evaluated({**KEPT, "metric": "knowledge"}, scores)
     assert (row["verdict"], row["metric"]) == ("supported", "rouge_l")
 
