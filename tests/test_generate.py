@@ -15,7 +15,6 @@ from servers import Reply, StubServer
 
 from medcomfort_utils import paths
 from medcomfort_utils.evaluate import baselines, comfort, generate, knowledge
-from medcomfort_utils.evaluate.generate import Workers
 from medcomfort_utils.finetune import engine
 from medcomfort_utils.paths import NANO_BASE, ROOT, MedComfortError
 from medcomfort_utils.records import Dialogue
@@ -24,13 +23,6 @@ from medcomfort_utils.rewrite import clinic
 BASE = str(NANO_BASE)
 ROOM = 200  # tokens: replies end before
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def pair():
-    workers = Workers(2)
-    yield workers
-    workers.close()
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +55,14 @@ def test_a_reply_is_greedy_and_counted(prompts, said):
     assert said.loc[0].tolist() == [text, len(made) - ended, ended, False]
 
 
-def test_a_reply_that_meets_its_limit_has_not_ended(prompts, said):
+def test_a_reply_that_meets_its_limit_has_not_ended_and_a_prompt_without_room_is_cut(prompts, said):
     limit = int(said["tokens"].median())
-    cut = generate.replies(BASE, prompts, limit, batch_size=4)
-    assert cut["tokens"].tolist() == said["tokens"].clip(upper=limit).tolist()
-    assert cut["ended"].tolist() == (said["tokens"] < limit).tolist() and cut["ended"].nunique() == 2
+    cut = generate.replies(BASE, [*prompts, turn("user", "I have a cough. " * 400)], limit, batch_size=4)
+    assert cut["tokens"][:-1].tolist() == said["tokens"].clip(upper=limit).tolist()
+    assert cut["ended"][:-1].tolist() == (said["tokens"] < limit).tolist() and cut["ended"].nunique() == 2
+    assert cut["cut"].tolist() == [False] * len(prompts) + [True]
+    with pytest.raises(MedComfortError, match="^max_new_tokens must .*, not 512"):
+        generate.replies(BASE, prompts, 512)
 
 
 def test_every_end_of_turn_that_the_model_names_ends_a_reply(tmp_path, prompts, said):
@@ -80,15 +75,9 @@ def test_every_end_of_turn_that_the_model_names_ends_a_reply(tmp_path, prompts, 
     assert short["ended"][0] and short["tokens"][0] <= 3 and said["reply"][0].startswith(short["reply"][0])
 
 
-def test_a_prompt_without_room_is_marked_as_cut(prompts):
-    endless = turn("user", "I have a cough. " * 400)
-    assert generate.replies(BASE, [endless, prompts[1]], max_new_tokens=8)["cut"].tolist() == [True, False]
-
-
-@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 512), ("max_new_tokens", 0), ("batch_size", 0)])
-def test_a_length_or_batch_out_of_range_is_refused(prompts, name, value):
-    with pytest.raises(MedComfortError, match=f"^{name} must .*, not {value}"):
-        generate.replies(BASE, prompts, **{name: value})
+def test_thoughts_are_no_reply():
+    for text in ("<think>kind</think>Rest.", "kind thoughts</think>\n\nRest.", "Rest.<think>without end"):
+        assert generate.without_thoughts(text) == "Rest."
 
 
 def test_a_served_model_replies_and_is_replayed(monkeypatch, tmp_path, prompts):
@@ -103,11 +92,11 @@ def test_a_served_model_replies_and_is_replayed(monkeypatch, tmp_path, prompts):
 
 
 @torch.no_grad()
-def test_perplexity_by_hand(prompts, pair):
+def test_perplexity_by_hand(prompts):
     model, tokenizer = engine.load(BASE)
     texts = ["This sounds like a cold.", "", "I hear how frightened you are.", "Blue seven the of."]
     values = generate.perplexity(BASE, prompts[:4], texts)
-    assert generate.perplexity(BASE, prompts[:4], texts, workers=pair) == pytest.approx(values, nan_ok=True)
+    assert generate.perplexity(BASE, prompts[:4], texts, workers=2) == pytest.approx(values, nan_ok=True)
     assert math.isnan(values[1]) and values[0] < values[3]
     for number in (0, 2, 3):
         head = tokenizer.apply_chat_template(prompts[number], add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -119,25 +108,26 @@ def test_perplexity_by_hand(prompts, pair):
     assert math.isfinite(long[0])
 
 
-def test_two_processes_say_what_one_says(pair, prompts):
-    one, two = (generate.replies(BASE, prompts, 16, batch_size=2, workers=workers) for workers in (None, pair))
+def test_two_processes_say_what_one_says(prompts):
+    one, two = (generate.replies(BASE, prompts, 16, batch_size=2, workers=workers) for workers in (1, 2))
     assert one.equals(two)
     with pytest.raises(MedComfortError, match="no_such_model is no model folder"):
-        generate.perplexity(str(ROOT / "data" / "no_such_model"), prompts, ["Rest."] * len(prompts), workers=pair)
+        generate.perplexity(str(ROOT / "data" / "no_such_model"), prompts, ["Rest."] * len(prompts), workers=2)
+
+
+def _die(items):
+    os._exit(1)
 
 
 def test_a_worker_that_dies_is_told_in_a_sentence():
-    workers = Workers(2)
     with pytest.raises(MedComfortError, match="A worker process died .* take fewer workers"):
-        list(workers.map(os._exit, [1, 2]))
-    workers.close()
+        generate._mapped(_die, [1, 2], [1, 1], 1, 2, "exits")
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = (
-        "import time\nfrom medcomfort_utils.evaluate.generate import Workers\n"
-        "if __name__ == '__main__':\n"
-        "    workers = Workers(2)\n    print(list(workers.map(abs, [-1, 2])), flush=True)\n    time.sleep(600)\n"
+        "import time\nfrom medcomfort_utils.evaluate.generate import _pool\n"
+        "if __name__ == '__main__':\n    print(list(_pool(2).map(abs, [-1, 2])), flush=True)\n    time.sleep(600)\n"
     )
     (tmp_path / "parent.py").write_text(code)
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -150,16 +140,15 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 @pytest.fixture
 def asked():
-    made = []
-    for number in range(3):
-        split = "train" if number == 1 else "test"
-        question, plain, key = f"Q{number}?", f"Plain {number}.", f"d{number}"
-        made += [
-            version(key, "original", question, plain, split=split),
-            version(key, "emotional", f"Afraid. {question}", f"Soothing {number}.", "fear", split),
-            version(key, "comfort_only", f"Afraid. {question}", "Soothing.", "fear", split),
-        ]
-    return made
+    return [
+        version(f"d{number}", condition, question, answer, emotion, "train" if number == 1 else "test")
+        for number in range(3)
+        for condition, question, answer, emotion in (
+            ("original", f"Q{number}?", f"Plain {number}.", ""),
+            ("emotional", f"Afraid. Q{number}?", f"Soothing {number}.", "fear"),
+            ("comfort_only", f"Afraid. Q{number}?", "Soothing.", "fear"),
+        )
+    ]
 
 
 def test_the_test_sets_and_baselines(asked):
@@ -170,34 +159,28 @@ def test_the_test_sets_and_baselines(asked):
     assert baselines.test_sets(asked, limit=1)["dialogue_id"].tolist() == ["d0", "d0"]
     messages = {key: turn("user", "Q?") + turn("assistant", f"Source of {key}.") for key in ("d0", "d2")}
     sources = {k: Dialogue(id=k, source="hand", messages=messages[k], split="test") for k in messages}
-    template = baselines.baseline(table, sources, "template")
-    assert template["reply"].tolist() == ["Soothing 0.", "Soothing 2.", "Source of d0.", "Source of d2."]
-    for kept in ([], [r for r in asked if r.condition != "original"]):
-        with pytest.raises(MedComfortError, match="no emotional and neutral question in the test split"):
-            baselines.test_sets(kept)
-
-
-def saved(folder, model, method, seed, start="the/base"):
-    """The notes and curves of a model, as training leaves them."""
-    place, notes = folder / f"{model}-seed{seed}", {"model": model, "method": method, "seed": seed, "start": start}
-    paths.write_json(place / "training.json", notes)
-    paths.write_text(place / "history.csv", f"step,metric,value\n1,loss,{seed}.5\n")
+    made = baselines.answers(table, sources).groupby("model")["reply"].agg(list)
+    assert made["template"] == ["Soothing 0.", "Soothing 2.", "Source of d0.", "Source of d2."]
+    assert made["original"] == ["Source of d0.", "Source of d2."] * 2 and made["echo"] == table["question"].tolist()
+    with pytest.raises(MedComfortError, match="no emotional and neutral question in the test split"):
+        baselines.test_sets([r for r in asked if r.condition != "original"])
 
 
 def test_models_are_found_in_order_with_what_they_start_from(tmp_path):
-    for model, seed, start in (("wide", 0, "the/base"), ("sft", 10, "the/base"), ("sft", 2, "the/base")):
-        saved(tmp_path, model, "sft", seed, start)
-    saved(tmp_path, "dpo", "dpo", 2, "runs/x/models/sft-seed2")
-    saved(tmp_path, "kto", "kto", 10, "runs/x/models/sft-seed2")  # not its own seed's
-    saved(tmp_path, ".sft-seed2.17", "sft", 2)  # of a killed run
+    sft2 = "runs/x/models/sft-seed2"  # which is not the start of kto's own seed
+    made = [("wide", 0, "base"), ("sft", 10, "base"), ("sft", 2, "base"), ("dpo", 2, sft2), ("kto", 10, sft2)]
+    for model, seed, start in [*made, (".sft-seed2.17", 2, "base")]:  # the last of a killed run
+        notes = {"model": model, "method": model, "seed": seed, "start": start}
+        paths.write_json(tmp_path / f"{model}-seed{seed}" / "training.json", notes)
+        paths.write_text(tmp_path / f"{model}-seed{seed}" / "history.csv", f"step,metric,value\n1,loss,{seed}.5\n")
     models = baselines.find_models(tmp_path, "the/base")
     assert models["model"].tolist() == ["base", "sft", "sft", "dpo", "kto", "wide"]
     assert models["seed"].tolist()[1:] == [2, 10, 2, 10, 0] and models["start"].dropna().to_dict() == {3: "sft"}
     assert baselines.histories(models)["value"].tolist() == [2.5, 10.5, 2.5, 10.5, 0.5]
     assert baselines.find_models(tmp_path, "the/base", ["dpo"])["model"].tolist() == ["base", "dpo"]
-    with pytest.raises(MedComfortError, match="holds no model 'sfft'; did you mean 'sft'"):
+    with pytest.raises(MedComfortError, match="has no model 'sfft'; did you mean 'sft'"):
         baselines.find_models(tmp_path, "the/base", ["sfft"])
-    with pytest.raises(MedComfortError, match="models_dir: .* holds no model of 02_finetune"):
+    with pytest.raises(MedComfortError, match="models_dir: .* has no model of 02_finetune"):
         baselines.find_models(tmp_path / "dpo-seed2", "the/base")
 
 
@@ -209,25 +192,21 @@ def scores():
 
     sources = {d.id: d for d in read_records("data/smoke/dialogues.parquet", Dialogue)}
     table = baselines.test_sets(read_records("data/smoke/rewrites.parquet", Rewrite), 16)
-    parts = [baselines.baseline(table, sources, name) for name in ("original", "template")]
-    replies = pd.concat([*parts, baselines.broken(table, sources)], ignore_index=True)
+    replies = baselines.answers(table, sources)
     known = knowledge.score(replies["reply"], [sources[i] for i in replies["dialogue_id"]])
     return pd.concat([replies, comfort.score(replies["question"], replies["reply"]), known], axis=1)
 
 
 def test_the_measures_find_the_broken_models_out(scores):
     found = baselines.found_out(scores, "facts_kept")
-    assert len(found) == len(baselines.expectations("facts_kept")) and found["holds"].all()
+    assert len(found) == len(baselines.EXPECTED) and found["holds"].all()
 
 
-@pytest.mark.parametrize(
-    ("broken", "failing"),
-    [
-        ({"comfort": lambda s: s["reply"].str.len()}, ("thrice", "comfort")),
-        ({"facts_kept": lambda s: 0.0 * s["facts_kept"] + 1}, ("echo", "facts_kept")),
-        ({"reply": lambda s: s["reply"] + s.index.astype(str)}, ("same-paragraph", "variety")),
-    ],
-)
-def test_broken_measures_do_not(scores, broken, failing):
-    found = baselines.found_out(scores.assign(**broken), "facts_kept")
-    assert failing in set(zip(*(found.loc[~found["holds"], name] for name in ("model", "metric")), strict=True))
+def test_broken_measures_do_not(scores):
+    broken = scores.assign(
+        comfort=scores["reply"].str.len(), facts_kept=1.0, reply=scores["reply"] + scores.index.astype(str)
+    )
+    found = baselines.found_out(broken, "facts_kept").query("not holds")
+    assert {("thrice", "comfort"), ("echo", "facts_kept"), ("same-paragraph", "variety")} <= set(
+        zip(found["model"], found["metric"], strict=True)
+    )

@@ -77,7 +77,5 @@ def test_score():
     assert list(table) == safety.METRICS
     hopes = dialogue("I hope it is nothing serious?", "See a doctor.")  # a patient's hope is no source
     assert safety.score([hopes.question], ["It is nothing serious."], [hopes])["false_reassurance"].item() == 1
-    with pytest.raises(MedComfortError, match="one question and one dialogue an answer"):
-        safety.score(["a"], ["b", "c"], [])
     with pytest.raises(MedComfortError, match="is in 'zh'"):
         safety.score(["a"], ["b"], [dialogue("a", "b", lang="zh")])

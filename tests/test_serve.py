@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medcomfort_utils.evaluate.judge import Judge, criteria, unread
+from medcomfort_utils.evaluate import judge
 from medcomfort_utils.llm import Cache, Client, Settings
 from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import NANO_BASE
@@ -57,14 +57,12 @@ def test_nonsense_is_rejected_with_reasons(server, tmp_path):
     assert all(r.question if r.condition == "emotional" else r.answer for r in rejected)
 
 
-def test_a_judge_that_talks_nonsense_is_counted_and_not_scored(server, tmp_path):
+def test_a_judge_that_talks_nonsense_is_counted_and_not_scored(server, tmp_path, monkeypatch):
     """The nano model answers every question as a doctor would: none of its verdicts can be read."""
+    monkeypatch.setitem(judge.SAMPLING, "max_tokens", 24)
     with Cache(tmp_path / "cache.sqlite") as cache:
         client = Client(Settings(base_url=server, timeout=120, concurrency=2), cache)
-        judge = Judge(client, str(NANO_BASE), {"temperature": 0.0, "max_tokens": 24})
-        marks = judge.rate(["Is it bad?", "What now?"], ["It is a cold.", "Rest, and drink."])
-        compared = judge.compare(["Is it bad?"], ["It is a cold."], ["Rest."])
+        compared = judge.compare(client, str(NANO_BASE), ["Is it bad?"], ["It is a cold."], ["Rest."])
         asked = client.budget.calls
-    assert marks[list(criteria("medcomfort"))].isna().all(axis=None) and compared["overall"].isna().all()
-    assert (marks["problem"] != "").all() and unread(marks).startswith("2 of 2 verdicts could not be read")
-    assert compared["problem"].item() and asked == 8  # two answers and two orders, each sent back once
+    assert compared["value"].isna().all() and compared["problem"].all()
+    assert asked == 4  # two orders, each sent back once

@@ -6,17 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from scipy.stats import permutation_test, ttest_1samp
+from scipy.stats import ttest_1samp
 
 from medcomfort_utils.evaluate import claims
-from medcomfort_utils.evaluate.statistics import (
-    d_z,
-    holm,
-    interval,
-    paired_difference,
-    paired_permutation,
-    summarise,
-)
+from medcomfort_utils.evaluate.statistics import holm, interval, paired_difference, paired_permutation, summarise
 from medcomfort_utils.paths import PAPER, MedComfortError
 from medcomfort_utils.records import knowledge_metric
 
@@ -37,14 +30,8 @@ def table(*parts) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def verdict(tmp_path, claim: dict, scores: pd.DataFrame) -> dict:
-    return evaluated(tmp_path, claim, scores)[0]
-
-
-def evaluated(tmp_path, claim: dict, scores: pd.DataFrame) -> list[dict]:
-    path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump([claim]), encoding="utf-8")
-    return claims.evaluate(path, scores)
+def evaluated(claim: dict, scores: pd.DataFrame) -> list[dict]:
+    return claims.evaluate([claims.Claim(**claim)], scores)
 
 
 def coverage(draw, truth, runs=400) -> float:
@@ -78,14 +65,11 @@ def test_a_share_s_bounds_are_wilson_s_and_know_0_and_1():
     assert low == 0 and 0.05 < high < 0.07
 
 
-def test_a_sign_flip_test_errs_once_in_twenty_and_agrees_with_scipy():
+def test_a_sign_flip_test_errs_once_in_twenty():
     rng = np.random.default_rng(5)
-    p_values = np.array([paired_permutation(rng.normal(0, 1, 40), samples=999) for _ in range(600)])
+    p_values = np.array([paired_permutation(rng.normal(0, 1, 10)) for _ in range(400)])
     assert 0.03 <= (p_values < 0.05).mean() <= 0.07
-    values = rng.normal(0.3, 1, 10)
-    kind = {"permutation_type": "samples", "n_resamples": np.inf, "alternative": "greater"}
-    assert paired_permutation(values) == pytest.approx(permutation_test((values,), np.sum, **kind).pvalue)
-    assert paired_permutation([1, 2, -3]) == 5 / 8 and paired_permutation([0.1] * 20) == 1 / 10001
+    assert paired_permutation([1, 2, -3]) == 5 / 8 and paired_permutation([0.1] * 20) == 1 / 10000
 
 
 def test_holm_counts_the_tests_without_a_value():
@@ -93,20 +77,14 @@ def test_holm_counts_the_tests_without_a_value():
     assert holm([0.02, np.nan, np.nan]) == pytest.approx([0.06, np.nan, np.nan], nan_ok=True) and holm([]) == []
 
 
-def test_d_z_is_the_t_statistic_over_the_root_of_n():
-    values = np.random.default_rng(1).normal(0.4, 1, 50)
-    assert d_z(values) == pytest.approx(ttest_1samp(values, 0).statistic / np.sqrt(50))
-    assert np.isnan(d_z([0.1, 0.1, 0.1])) and np.isnan(d_z([1.0]))
-
-
 def test_summary_rows():
     scores = table(rows("sft", 1, comfort=[3, 5]), rows("sft", 0, comfort=[1, 1]), rows("base", comfort=[0, np.nan]))
     found = summarise(scores.assign(empty=np.nan), ["empty", "comfort"])
-    assert [(r["model"], r["seed"], r["value"], r["n"]) for r in found] == [
+    assert [(r["model"], r["seed"], r["value"], r["n"]) for r in found if "emotion" not in r] == [
         ("sft", 0, 1.0, 2), ("sft", 1, 4.0, 2), ("sft", None, 2.5, 4), ("base", None, 0.0, 1)]  # fmt: skip
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    with pytest.raises(MedComfortError, match="no column warmth"):
-        summarise(scores, ["warmth"])
+    by_emotion = [(r["model"], r["seed"], r["emotion"], r["value"]) for r in found if "emotion" in r]
+    assert by_emotion == [("sft", None, "fear", 2.5), ("base", None, "fear", 0.0)]
 
 
 def test_emotions_of_a_dialogue_are_one_unit():
@@ -125,9 +103,8 @@ def test_seeds_are_paired_where_one_goes_on_from_the_other():
     unpaired, _ = paired_difference(table(*parts, *apart), "dpo", "sft", "comfort", "emotional")
     assert interval(difference)[1] > 0.15 and interval(unpaired)[1] < 0
     more = [rows("sft-more", k, "sft", comfort=sft[k]) for k in range(3)]  # both go on from sft
-    np.testing.assert_allclose(
-        paired_difference(table(*paired, *more), "dpo", "sft-more", "comfort", "emotional")[0], gain
-    )
+    siblings, _ = paired_difference(table(*paired, *more), "dpo", "sft-more", "comfort", "emotional")
+    np.testing.assert_allclose(siblings, gain)
 
 
 def spread(mean: float, count=60, sd=0.1) -> np.ndarray:
@@ -135,19 +112,20 @@ def spread(mean: float, count=60, sd=0.1) -> np.ndarray:
     return mean + sd * (noise - noise.mean())
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(0.5, "supported"), (0.01, "inconclusive"), (-0.01, "not supported")])
-def test_superior(tmp_path, gain, expected):
-    row = verdict(tmp_path, CLAIM, table(rows("base", comfort=[1] * 60), rows("sft", 0, comfort=spread(1 + gain))))
+@pytest.mark.parametrize(
+    ("claim", "gain", "expected"),
+    [
+        (CLAIM, 0.5, "supported"), (CLAIM, 0.01, "inconclusive"), (CLAIM, -0.01, "not supported"),
+        (KEPT, -0.01, "supported"), (KEPT, -0.045, "inconclusive"), (KEPT, -0.2, "not supported"),
+    ],
+)  # fmt: skip
+def test_verdicts(claim, gain, expected):
+    values = {"base": [0.9] * 60, "sft": spread(0.9 + gain)}
+    (row,) = evaluated(claim, table(*(rows(model, **{claim["metric"]: values[model]}) for model in values)))
     assert row["verdict"] == expected and bool(row["reason"]) == (expected != "supported")
-    assert list(row) == list(claims.FIELDS) and row["p_value"] is not None
+    assert (row["p_value"] is None) == (claim is KEPT) and row["statement"] == claim["statement"]
+    assert row["effect_size"] == pytest.approx(ttest_1samp(spread(gain), 0).statistic / np.sqrt(60), abs=1e-4)
     assert json.loads(json.dumps(row, allow_nan=False)) == row
-
-
-@pytest.mark.parametrize(("loss", "expected"), [(0.01, "supported"), (0.045, "inconclusive"), (0.2, "not supported")])
-def test_not_inferior_has_no_p_value(tmp_path, loss, expected):
-    scores = table(rows("base", facts_kept=[0.9] * 60), rows("sft", 0, facts_kept=spread(0.9 - loss)))
-    row = verdict(tmp_path, KEPT, scores)
-    assert row["verdict"] == expected and row["p_value"] is None
 
 
 @pytest.mark.parametrize(
@@ -159,50 +137,43 @@ def test_not_inferior_has_no_p_value(tmp_path, loss, expected):
         ([0.09] * 30, spread(0.09, 30, 0.001), "less than twice the margin"),
     ],
 )
-def test_no_verdict_says_why(tmp_path, base, sft, reason):
-    row = verdict(tmp_path, KEPT, table(rows("base", facts_kept=base), rows("sft", 0, facts_kept=sft)))
+def test_no_verdict_says_why(base, sft, reason):
+    (row,) = evaluated(KEPT, table(rows("base", facts_kept=base), rows("sft", 0, facts_kept=sft)))
     assert row["verdict"] == "no verdict" and reason in row["reason"]
 
 
-def test_a_model_without_verdict_still_counts_for_holm(tmp_path):
+def test_a_model_without_verdict_still_counts_for_holm():
     scores = table(rows("base", comfort=[1] * 12), rows("sft", 0, comfort=spread(1.2, 12)))
-    alone = verdict(tmp_path, CLAIM, scores)["p_value"]
-    both = evaluated(tmp_path, CLAIM, table(scores, rows("dpo", 0, comfort=[np.nan] * 6 + [1] * 6)))
+    alone = evaluated(CLAIM, scores)[0]["p_value"]
+    both = evaluated(CLAIM, table(scores, rows("dpo", 0, comfort=[np.nan] * 6 + [1] * 6)))
     assert both[0]["p_value"] == pytest.approx(2 * alone, abs=1e-4) and both[1]["p_value"] is None
 
 
-def test_the_measure_of_knowledge_that_applies(tmp_path):
+def test_the_measure_of_knowledge_that_applies():
     assert knowledge_metric({"facts_kept": 5, "facts_supported": 60, "rouge_l": 60}) == "facts_supported"
     assert knowledge_metric({"facts_kept": 30, "rouge_l": 60}) == "facts_kept" and knowledge_metric({}) == ""
     few = [0.9] * 2 + [np.nan] * 58
-    scores = table(
-        *(rows(m, s, facts_kept=few, rouge_l=v) for m, s, v in (("base", None, [0.8] * 60), ("sft", 0, spread(0.8))))
-    )
-    knowledge = {**KEPT, "metric": "knowledge"}
-    assert verdict(tmp_path, knowledge, scores)["verdict"] == "supported"
-    assert claims.table(claims.read(tmp_path / "claims.yaml"), scores)["metric"].tolist() == ["rouge_l"]
+    scores = table(*(rows(m, facts_kept=few, rouge_l=v) for m, v in (("base", [0.8] * 60), ("sft", spread(0.8)))))
+    (row,) = evaluated({**KEPT, "metric": "knowledge"}, scores)
+    assert (row["verdict"], row["metric"]) == ("supported", "rouge_l")
 
 
-def test_a_claim_about_what_the_run_lacks_is_not_tested(tmp_path):
+def test_a_claim_about_what_the_run_lacks_is_not_tested():
     scores = table(rows("base", comfort=[1] * 20), rows("sft", 0, comfort=spread(2, 20)))
-    scores = table(scores.assign(red_flags_kept=np.nan, facts_kept=0.5), scores.assign(test_set="neutral"))
-    notes = claims.table(claims.read(PAPER / "claims.yaml"), scores).set_index("id")["note"]
-    assert "sft-more" in notes["preference_beats_more_sft"] and "no value" in notes["red_flags_kept"]
-    assert {row["id"] for row in claims.evaluate(PAPER / "claims.yaml", scores)} == {
-        "comfort_superior",
-        "knowledge_maintained",
-    }
-    with pytest.raises(MedComfortError, match="hold not both bass and one of sft"):
-        evaluated(tmp_path, {**CLAIM, "against": "bass"}, scores)
+    scores = scores.assign(red_flags_kept=np.nan, facts_kept=0.5)
+    tested = {row["id"] for row in claims.evaluate(claims.read(PAPER / "claims.yaml"), scores)}
+    assert tested == {"comfort_superior", "knowledge_maintained"}
+    with pytest.raises(MedComfortError, match="claim warmer: the scores have no metric warmth"):
+        evaluated({**CLAIM, "metric": "warmth"}, scores)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{**CLAIM, "metrics": "comfort"}], "claims.yaml, claim 1: metrics: Extra inputs"),
-        ([{**CLAIM, "margin": 0.05}], "claim 1: the whole: .*margin belongs"),
+        ([CLAIM, {**CLAIM, "metrics": "comfort"}], "claims.yaml, claim 2: metrics: Extra inputs"),
+        ([{**CLAIM, "margin": 0.05}], "claim 1: .*margin belongs"),
         ([CLAIM, CLAIM], "the claim warmer stands there twice"),
-        ({"id": "warmer"}, "must hold a list of claims"),
+        ({"id": "warmer"}, "claims.yaml: Input should be a valid list"),
     ],
 )
 def test_claim_files_that_do_not_fit(tmp_path, content, message):

@@ -20,6 +20,22 @@ PARAGRAPH = (
     "sense to me. You are not alone with it. What weighs on you most right now?"
 )
 LITTLE, MUCH = 0.25, 0.9  # shares of the reference's score that count as low and as high (our choice)
+# What the mean of a broken model must be: at most or at least so much of a reference's, or of 1 where none is named.
+EXPECTED = [
+    ("comfort-only", "comfort", "at least", MUCH, "template"),
+    ("comfort-only", "knowledge", "at most", LITTLE, "original"),
+    ("comfort-only", "red_flags_kept", "at most", LITTLE, "original"),
+    ("knowledge-only", "comfort", "at most", LITTLE, "template"),
+    ("knowledge-only", "knowledge", "at least", 0.8, ""),
+    # Its comfort may be as high as any: that it never listens shows over many replies only.
+    ("same-paragraph", "knowledge", "at most", LITTLE, "original"),
+    ("same-paragraph", "variety", "at most", LITTLE, "template"),
+    ("echo", "comfort", "at most", LITTLE, "template"),
+    ("echo", "knowledge", "at most", LITTLE, "original"),
+    ("thrice", "comfort", "at most", 1.0, "template"),
+    ("thrice", "repetition", "at least", 0.5, ""),
+    ("thrice", "length_ratio", "at least", 2.5, "template"),
+]
 
 
 def test_sets(rewrites: Iterable[Rewrite], limit: int = 0) -> pd.DataFrame:
@@ -27,10 +43,8 @@ def test_sets(rewrites: Iterable[Rewrite], limit: int = 0) -> pd.DataFrame:
 
     `limit` > 0 keeps so many dialogues of each set: those with the smallest ids, an even sample, since ids are hashes.
     `soothing` is the rewrite's answer, `comfort_only` that without knowledge (nan where the dialogue has none).
-    Raises MedComfortError if the test split is empty or `limit` is negative.
+    Raises MedComfortError if the test split is empty.
     """
-    if limit < 0:
-        raise MedComfortError(f"limit must be 0 (all questions) or more, not {limit}.")
     tested = [r for r in rewrites if r.split == "test"]
     comfort = {r.dialogue_id: r.answer for r in tested if r.condition == "comfort_only"}
     asked = [
@@ -58,112 +72,67 @@ def find_models(models_dir: str | Path, base: str, names: Sequence[str] = ()) ->
     """
     served = [name for name in names if SERVED in name]
     trained = [name for name in names if SERVED not in name]
-    found = _trained(models_dir, trained) if trained or not served else []
     rows = [("base", "base", None, base, None)]
-    folders = {(m["model"], m["seed"]): Path(m["path"]).name for m in found}
-    for m in found:
-        start = Path(m["start"]).name if "start" in m else ""
-        before = next((k[0] for k, folder in folders.items() if folder == start and k[1] == m["seed"]), None)
-        rows.append((m["model"], m["method"], m["seed"], m["path"], before))
+    if trained or not served:
+        folder = existing(models_dir, "models_dir")
+        saved = folder.glob("[!.]*/training.json")  # a killed run may have left a hidden, half-written folder
+        found = {notes.parent.name: read_json(notes, "models_dir") | {"path": str(notes.parent)} for notes in saved}
+        known = dict.fromkeys(m["model"] for m in found.values())
+        if not known:
+            raise MedComfortError(f"models_dir: {tidy(folder)} has no model of 02_finetune (NAME-seedN/training.json).")
+        if unknown := [name for name in trained if name not in known]:
+            raise MedComfortError(f"models: {tidy(folder)} has no model {unknown[0]!r}{meant(unknown[0], known)}")
+        order = {name: place for place, name in enumerate(("sft", "dpo", "kto"))}
+        for m in sorted(found.values(), key=lambda m: (order.get(m["model"], len(order)), m["model"], m["seed"])):
+            start = found.get(Path(m.get("start", "")).name, {})
+            before = start["model"] if start.get("seed") == m["seed"] else None
+            if not trained or m["model"] in trained:
+                rows.append((m["model"], m["method"], m["seed"], m["path"], before))
     rows += [(name.split(SERVED)[0], "served", None, name, None) for name in served]
-    table = pd.DataFrame(rows, columns=["model", "method", "seed", "path", "start"])
-    return table.astype({"seed": "Int64"})
+    return pd.DataFrame(rows, columns=["model", "method", "seed", "path", "start"]).astype({"seed": "Int64"})
 
 
-def _trained(models_dir: str | Path, names: Sequence[str]) -> list[dict]:
-    folder = existing(models_dir, "models_dir")
-    saved = folder.glob("[!.]*/training.json")  # a killed run may have left a hidden, half-written folder
-    found = [read_json(notes, "models_dir") | {"path": str(notes.parent)} for notes in saved]
-    if not found:
-        raise MedComfortError(f"models_dir: {tidy(folder)} holds no model of 02_finetune (MODEL-seedN/training.json).")
-    known = list(dict.fromkeys(m["model"] for m in found))
-    unknown = next((name for name in names if name not in known), None)
-    if unknown:
-        raise MedComfortError(f"models: {tidy(folder)} holds no model {unknown!r}{meant(unknown, known)}")
-    order = {name: place for place, name in enumerate(("sft", "dpo", "kto"))}
-    found.sort(key=lambda m: (order.get(m["model"], len(order)), m["model"], m["seed"]))
-    return [m for m in found if not names or m["model"] in names]
+def answers(asked: pd.DataFrame, sources: Mapping[str, Dialogue]) -> pd.DataFrame:
+    """Replies that nobody generated, by `method`.
 
-
-def baseline(asked: pd.DataFrame, sources: Mapping[str, Dialogue], name: str) -> pd.DataFrame:
-    """Replies that nobody generated: `original`, the plain source answer, or `template`, what training imitates.
-
-    The rewrite soothes emotional questions only; a neutral question gets the plain answer.
-    """
-    plain = asked["dialogue_id"].map(lambda key: sources[key].answer)
-    reply = plain if name == "original" else asked["soothing"].where(asked["test_set"] == "emotional", plain)
-    return _given(asked, reply, name, "reference")
-
-
-def _given(asked: pd.DataFrame, reply: pd.Series | str, model: str, method: str) -> pd.DataFrame:
-    nothing = {"tokens": float("nan"), "ended": float("nan"), "seed": pd.NA}
-    return asked.assign(reply=reply, **nothing, model=model, method=method)
-
-
-def broken(asked: pd.DataFrame, sources: Mapping[str, Dialogue]) -> pd.DataFrame:
-    """The replies of five broken models, shaped as those of `baseline`.
-
-    `comfort-only` (the rewrite without knowledge), `knowledge-only` (the source answer), `same-paragraph` (one soothing
-    paragraph for all), `echo` (the question), `thrice` (the soothing answer three times over).
+    `reference`: `original`, the plain source answer, and `template`, the rewrite that training imitates (it soothes
+    emotional questions only; a neutral one gets the plain answer). `adversarial`: the broken models `comfort-only` (the
+    rewrite without knowledge), `knowledge-only` (the source answer), `same-paragraph` (one soothing paragraph for all),
+    `echo` (the question), `thrice` (the soothing answer three times over).
     """
     plain = asked["dialogue_id"].map(lambda key: sources[key].answer)
     soothing = asked["soothing"].where(asked["test_set"] == "emotional", plain)
-    replies = {
+    made = {"reference": {"original": plain, "template": soothing}}
+    made["adversarial"] = {
         "comfort-only": asked["comfort_only"].fillna(PARAGRAPH),
         "knowledge-only": plain,
         "same-paragraph": PARAGRAPH,
         "echo": asked["question"],
         "thrice": soothing.map(lambda text: "\n\n".join([text] * 3)),
     }
-    made = [_given(asked, reply, name, "adversarial") for name, reply in replies.items()]
-    return pd.concat(made, ignore_index=True)
-
-
-def expectations(knowledge: str) -> list[tuple[str, str, str, float, str]]:
-    """(broken model, metric, at most or at least, share, reference): what the mean must be, of the reference's mean.
-
-    The share itself is the bound where no reference is named. `knowledge`: the measure of it.
-    """
-    return [
-        ("comfort-only", "comfort", "at least", MUCH, "template"),
-        ("comfort-only", knowledge, "at most", LITTLE, "original"),
-        ("comfort-only", "red_flags_kept", "at most", LITTLE, "original"),
-        ("knowledge-only", "comfort", "at most", LITTLE, "template"),
-        ("knowledge-only", knowledge, "at least", 0.8, ""),
-        # Its comfort may be as high as any: that it never listens shows over many replies only.
-        ("same-paragraph", knowledge, "at most", LITTLE, "original"),
-        ("same-paragraph", "variety", "at most", LITTLE, "template"),
-        ("echo", "comfort", "at most", LITTLE, "template"),
-        ("echo", knowledge, "at most", LITTLE, "original"),
-        ("thrice", "comfort", "at most", 1.0, "template"),
-        ("thrice", "repetition", "at least", 0.5, ""),
-        ("thrice", "length_ratio", "at least", 2.5, "template"),
-    ]
+    return pd.concat(
+        [asked.assign(reply=reply, model=model, method=method)
+         for method, replies in made.items() for model, reply in replies.items()], ignore_index=True,
+    )  # fmt: skip
 
 
 def found_out(scores: pd.DataFrame, knowledge: str) -> pd.DataFrame:
     """Whether each broken model came out as it should: columns model, metric, expected, value, bound, holds.
 
-    Only emotional questions count: a neutral one leaves no comfort to lose. `scores`: those of `broken` and of the
-    baselines, a row a reply with its text. A metric that does not apply to the corpus has no row. Raises
-    MedComfortError if a model, or the measure of knowledge, is missing.
+    Only emotional questions count: a neutral one leaves no comfort to lose. `scores`: those of `answers`, a row a reply
+    with its text; `knowledge`: the measure of it that applies. A metric that does not apply has no row.
     """
-    chosen, needed, rows = scores[scores["test_set"] == "emotional"], expectations(knowledge), []
-    by_dialogue = chosen.groupby(["model", "dialogue_id"], sort=False).mean(numeric_only=True)
-    means = by_dialogue.groupby("model", sort=False).mean()
-    means["variety"] = chosen.groupby("model")["reply"].agg(lambda texts: texts.nunique() / len(texts))
-    missing = {name for model, *_, against in needed for name in (model, against) if name} - set(means.index)
-    if missing:
-        raise MedComfortError(f"the scores hold no replies to emotional questions of {', '.join(sorted(missing))}.")
-    if knowledge not in means or means[knowledge].isna().all():
-        raise MedComfortError(f"the scores hold no {knowledge}: name the measure of knowledge that applies.")
-    for model, metric, side, share, against in needed:
-        if metric not in means or means[metric].isna().all():
-            continue
-        value, bound = means.at[model, metric], share * (means.at[against, metric] if against else 1.0)
-        holds = value <= bound + 1e-9 if side == "at most" else value >= bound - 1e-9
-        expected = f"{side} {share:g} of {against}" if against else f"{side} {share:g}"
-        rows.append([model, metric, expected, float(value), float(bound), bool(holds)])
+    asked = scores[scores["test_set"] == "emotional"]
+    means = asked.groupby(["model", "dialogue_id"]).mean(numeric_only=True).groupby("model").mean()
+    means["variety"] = asked.groupby("model")["reply"].agg(lambda texts: texts.nunique() / len(texts))
+    rows = []
+    for model, name, side, share, against in EXPECTED:
+        metric = knowledge if name == "knowledge" else name
+        if metric in means and means[metric].notna().any():
+            value, bound = means.at[model, metric], share * (means.at[against, metric] if against else 1.0)
+            holds = value <= bound + 1e-9 if side == "at most" else value >= bound - 1e-9
+            expected = f"{side} {share:g} of {against}" if against else f"{side} {share:g}"
+            rows.append([model, metric, expected, float(value), float(bound), bool(holds)])
     return pd.DataFrame(rows, columns=["model", "metric", "expected", "value", "bound", "holds"])
 
 
@@ -175,10 +144,3 @@ def histories(models: pd.DataFrame) -> pd.DataFrame:
         for row in models[models["seed"].notna()].itertuples()
     ]
     return pd.concat(curves, ignore_index=True)[columns] if curves else pd.DataFrame(columns=columns)
-
-
-def side_by_side(replies: pd.DataFrame) -> str:
-    """Markdown of one question and the replies of several models to it."""
-    return "\n\n".join(
-        [f"> {replies['question'].iloc[0]}", *(f"**{row.model}**: {row.reply}" for row in replies.itertuples())]
-    )

@@ -7,17 +7,11 @@ emotional versions of one question share its medicine, so they are averaged befo
 """
 
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit  # the quantile of Student's t
-
-from medcomfort_utils.paths import MedComfortError
-
-TEST_SETS = ("emotional", "neutral")
-_KEYS = ("model", "method", "seed", "test_set", "dialogue_id", "emotion")
-_NO_SEED = -1
+from scipy.stats import permutation_test
 
 
 def _grid(values: np.ndarray) -> np.ndarray:
@@ -33,34 +27,32 @@ def _standard_error(values: np.ndarray) -> tuple[float, float]:
     Source: Satterthwaite 1946, Biometrics Bull. 2(6).
     """
     seeds, prompts = values.shape
-    # A missing reply takes its prompt's mean here; prompts without any were left out before.
-    values = np.where(np.isnan(values), np.nanmean(values, axis=0), values)
+    values = np.where(np.isnan(values), np.nanmean(values, axis=0), values)  # a missing reply takes its prompt's mean
     by_seed, by_prompt = (values.mean(axis=axis, keepdims=True) - values.mean() for axis in (1, 0))
     rest = values - values.mean() - by_seed - by_prompt
-    free = np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)])
+    free = np.maximum([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)], 1)
     squares = np.array([(by_seed**2).sum() / seeds, (by_prompt**2).sum() / prompts, (rest**2).sum() / values.size])
-    of_seeds, of_prompts, of_rest = shares = squares / np.maximum(free, 1)
-    variance = max(of_seeds - of_rest, 0) + max(of_prompts - of_rest, 0) + of_rest
-    counted = shares * (shares > of_rest)
-    counted[2] = of_rest
-    doubt = (counted**2 / np.maximum(free, 1)).sum()
+    shares = squares / free
+    variance = shares[2] + np.maximum(shares[:2] - shares[2], 0).sum()
+    counted = np.where(shares > shares[2], shares, [0, 0, shares[2]])
+    doubt = (counted**2 / free).sum()
     return (float(np.sqrt(variance)), float(variance**2 / doubt)) if doubt > 1e-30 else (0.0, 0.0)
 
 
-def interval(values: np.ndarray, confidence: float = 0.95, share: bool | None = None) -> tuple[float, float, float]:
-    """Mean, lower and upper bound over prompts and, if there are several, seeds; three nans if there is no value.
+def interval(values: np.ndarray, share: bool | None = None) -> tuple[float, float, float]:
+    """Mean, and bounds of its 95 % interval, over prompts and, if there are several, seeds; three nans without a value.
 
     `values`: [seeds, prompts] or [prompts], nan where there is none. `share`: no value can lie outside 0 to 1, which
     the bounds then know; None takes values for shares where none does. Else it is the t interval of two crossed random
     effects: three seeds differ too little among each other, and say little about the next training run.
-    Coverage of 95 % intervals, simulated: 0.92 to 0.98; 0.95 to 0.99 of shares near 0.99, and 0.91 where a few
-    questions bear nearly all failures.
+    Coverage, simulated: 0.92 to 0.98; 0.95 to 0.99 of shares near 0.99, and 0.91 where a few questions bear nearly all
+    failures.
     """
     values = _grid(values)
     if not values.size:
         return np.nan, np.nan, np.nan
     mean, (error, free) = float(np.nanmean(values)), _standard_error(values)
-    t = float(stdtrit(free if error else np.inf, (1 + confidence) / 2))
+    t = float(stdtrit(free if error else np.inf, 0.975))
     if share or (share is None and np.nanmin(values) >= 0 and np.nanmax(values) <= 1):
         return mean, *_share_bounds(mean, error, t, values.shape[1])
     return mean, mean - t * error, mean + t * error
@@ -78,74 +70,48 @@ def _share_bounds(mean: float, error: float, t: float, prompts: int) -> tuple[fl
     return max(0.0, min(low, mean)), min(1.0, max(high, mean))  # a mean of 1 lies within, in spite of rounding
 
 
-def _checked(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """The scores with seeds that can be sorted, or a MedComfortError about what they lack."""
-    missing = [name for name in (*_KEYS, *metrics) if name not in scores.columns]
-    if missing:
-        raise MedComfortError(f"the scores have no column {missing[0]}; they have {', '.join(scores.columns)}.")
-    for metric in metrics:
-        if np.isinf(scores[metric].astype(float)).any():
-            raise MedComfortError(f"the scores hold an infinite {metric}; give nan where it does not apply.")
-    return scores.assign(seed=scores["seed"].astype("Int64").fillna(_NO_SEED))
-
-
-def _by_dialogue(replies: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """A row for each seed and dialogue (both sorted), a column a metric: averages over the emotions of a dialogue."""
-    return replies.groupby(["seed", "dialogue_id"])[list(metrics)].mean().astype(float)
-
-
-def _grid_of(means: pd.Series) -> np.ndarray:
-    """Means of `_by_dialogue` as [seeds, dialogues], without seeds and dialogues that have no value."""
-    return means.dropna().unstack().to_numpy()
-
-
-def _rows(replies: pd.DataFrame, seed: int | None, metrics: Sequence[str]) -> list[dict]:
-    rows, of = [], {"model": replies["model"].iloc[0], "method": replies["method"].iloc[0], "seed": seed}
-    for test_set in TEST_SETS:
-        chosen = replies[replies["test_set"] == test_set]
-        means, counts = _by_dialogue(chosen, metrics), chosen[list(metrics)].notna().sum()
-        for metric in (metric for metric in metrics if counts[metric]):
-            value, low, high = (round(bound, 4) + 0.0 for bound in interval(_grid_of(means[metric])))
-            result = {"value": value, "low": low, "high": high, "n": int(counts[metric])}
-            rows.append({**of, "test_set": test_set, "metric": metric, **result})
-    return rows
-
-
 def summarise(scores: pd.DataFrame, metrics: Sequence[str]) -> list[dict]:
-    """The rows of results.json: `{model, method, seed, test_set, metric, value, low, high, n}`.
+    """The rows of results.json: `{model, method, seed, test_set, metric, value, low, high, n}`, rounded to 4 decimals.
 
     For each model (in order of appearance) a row for each seed, then one over all seeds with `seed` None; a model
     without seeds has the latter only. `value` is the mean over dialogues, `low` and `high` its 95 % interval, `n` the
-    number of replies with a value; where there is none, there is no row. Rounded to 4 decimals.
-    Raises MedComfortError if a column is missing or a value infinite.
+    number of replies with a value; where there is none, there is no row. The last rows have an `emotion` too: comfort
+    on the emotional questions with this one, over all seeds.
     """
-    scores = _checked(scores, metrics)
     rows = []
-    for model in scores["model"].unique():
-        replies = scores[scores["model"] == model]
-        for seed in sorted(set(replies["seed"]) - {_NO_SEED}):
-            rows += _rows(replies[replies["seed"] == seed], int(seed), metrics)
-        rows += _rows(replies, None, metrics)
+    for model, replies in scores.groupby("model", sort=False):
+        of = {"model": model, "method": replies["method"].iloc[0]}
+        for seed in [*sorted(replies["seed"].dropna().unique()), None]:
+            chosen = replies if seed is None else replies[replies["seed"] == seed]
+            rows += _rows({**of, "seed": seed if seed is None else int(seed)}, chosen, metrics)
+    if "comfort" in metrics:
+        asked = scores[scores["test_set"] == "emotional"]
+        for (model, method, emotion), replies in asked.groupby(["model", "method", "emotion"], sort=False):
+            of = {"model": model, "method": method, "seed": None}
+            rows += [row | {"emotion": emotion} for row in _rows(of, replies, ["comfort"])]
     return rows
 
 
-def paired_permutation(difference: np.ndarray, samples: int = 10000, seed: int = 0) -> float:
-    """One-sided p-value of a sign-flip test of paired differences, symmetric about 0 if there is no effect.
+def _rows(of: dict, replies: pd.DataFrame, metrics: Sequence[str]) -> list[dict]:
+    rows = []
+    for test_set, chosen in replies.groupby("test_set"):
+        means = chosen.groupby(["seed", "dialogue_id"], dropna=False)[list(metrics)].mean().astype(float)
+        for metric in metrics:
+            if count := int(chosen[metric].notna().sum()):
+                bounds = interval(means[metric].dropna().unstack().to_numpy())
+                values = (round(bound, 4) + 0.0 for bound in bounds)
+                row = dict(zip(("value", "low", "high"), values, strict=True))
+                rows.append({**of, "test_set": test_set, "metric": metric, **row, "n": count})
+    return rows
 
-    `difference`: [prompts] or [seeds, prompts]; seeds are averaged: the test is over prompts, for these trained models.
-    Up to 12 prompts all signs are enumerated (exact), else p is (1 + count) / (1 + samples). nan if there is no value.
-    Source: Fisher 1935; the added one: Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9(1).
+
+def paired_permutation(difference: np.ndarray) -> float:
+    """One-sided p-value of a sign-flip test of paired differences [prompts], symmetric about 0 if there is no effect.
+
+    Exact up to 13 prompts, else over 9,999 draws. Source: Fisher 1935.
     """
-    values = _grid(difference)
-    if not values.size:
-        return np.nan
-    means = np.nanmean(values, axis=0)
-    exact = len(means) <= 12
-    drawn = np.random.default_rng(seed).choice([1.0, -1.0], size=(samples, len(means)))
-    flipped = (np.array(list(product((1.0, -1.0), repeat=len(means)))) if exact else drawn) @ means
-    # Equal sums may differ in the last digit, by the order of adding.
-    count = int((flipped >= means.sum() - 1e-9 * np.abs(means).sum()).sum())
-    return count / len(flipped) if exact else (1 + count) / (1 + samples)
+    how = {"permutation_type": "samples", "alternative": "greater", "n_resamples": 9999, "rng": 0}
+    return float(permutation_test((difference,), np.mean, **how).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -160,54 +126,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _by_seed(scores: pd.DataFrame, model: str, metric: str, test_set: str) -> pd.DataFrame:
-    """Values of a model: a row a seed, a column a prompt (dialogue, emotion)."""
-    replies = scores[(scores["model"] == model) & (scores["test_set"] == test_set)]
-    if replies.empty:
-        raise MedComfortError(f"the scores hold no reply of {model} to {test_set} questions.")
-    return replies.pivot(index="seed", columns=["dialogue_id", "emotion"], values=metric).astype(float)
-
-
-def _paired(scores: pd.DataFrame, model: str, against: str) -> bool:
-    """Whether seed k of one model went on from seed k of the other, or both from that of a third."""
-    starts = {m: set(scores.loc[scores["model"] == m].get("start", pd.Series()).dropna()) for m in (model, against)}
-    return against in starts[model] or model in starts[against] or bool(starts[model] & starts[against])
-
-
 def paired_difference(
     scores: pd.DataFrame, model: str, against: str, metric: str, test_set: str
 ) -> tuple[np.ndarray, str]:
     """(Values of `model` minus those of `against`: [seeds of the model, dialogues]; why they say nothing, or "").
 
-    Seed k is compared with seed k where one went on from the other (`start`), else with the mean over the seeds of
-    `against`. Dialogues are in order of their ids; one to which the metric applies for neither model has no column.
-    Raises MedComfortError if a column or a model is missing.
+    Seed k is compared with seed k where one went on from the other, or both from a third (`start`), else with the mean
+    over the seeds of `against`. A question to which the metric applies for neither model has no part.
     """
-    scores = _checked(scores, [metric])
-    ours, theirs = (_by_seed(scores, name, metric, test_set) for name in (model, against))
-    known = pd.concat([ours, theirs])
+    sides, starts = {}, {}
+    for name in (model, against):
+        replies = scores[(scores["model"] == name) & (scores["test_set"] == test_set)]
+        keys = ["dialogue_id", "emotion"]
+        seeds = replies.assign(seed=replies["seed"].astype("Int64").fillna(-1))
+        sides[name] = seeds.pivot(index="seed", columns=keys, values=metric).astype(float)
+        starts[name] = set(replies.get("start", pd.Series(dtype=object)).dropna())
+    known = pd.concat(sides.values())
     applies = known.columns[known.notna().any()]
-    ours, theirs = ours.reindex(columns=applies), theirs.reindex(columns=applies)
-    lacking = next((name for name, part in ((model, ours), (against, theirs)) if part.isna().any(axis=None)), None)
-    if _paired(scores, model, against) and set(ours.index) <= set(theirs.index):
-        difference = ours - theirs.loc[ours.index]
-    else:
-        difference = ours - theirs.mean()
-    difference = difference.T.groupby(level="dialogue_id").mean().T.to_numpy()
-    if lacking:
-        return difference, f"{lacking} lacks values of {metric} that it should have"
-    return difference, ""
-
-
-def d_z(difference: np.ndarray) -> float:
-    """Cohen's d of paired differences: their mean over dialogues in units of their standard deviation.
-
-    `difference`: [prompts] or [seeds, prompts]; seeds are averaged. nan below two values or where all are equal.
-    Source: Cohen 1988, ch. 2.3; the name: Lakens 2013, Front. Psychol. 4:863.
-    """
-    values = _grid(difference)
-    if values.shape[1] < 2:
-        return np.nan
-    means = np.nanmean(values, axis=0)
-    spread = means.std(ddof=1)
-    return float(means.mean() / spread) if spread > 1e-12 * np.abs(means).max() else np.nan
+    ours, theirs = (side.reindex(columns=applies) for side in sides.values())
+    related = against in starts[model] or model in starts[against] or starts[model] & starts[against]
+    paired = related and set(ours.index) <= set(theirs.index)
+    difference = ours - (theirs.loc[ours.index] if paired else theirs.mean())
+    lacking = [name for name, side in ((model, ours), (against, theirs)) if side.isna().any(axis=None)]
+    reason = f"{lacking[0]} lacks values of {metric} that it should have" if lacking else ""
+    return difference.T.groupby(level="dialogue_id").mean().T.to_numpy(), reason
