@@ -131,11 +131,6 @@ def _generated(model: str, revision: str, max_new_tokens: int, prompts: list[lis
     return rows
 
 
-def without_thoughts(text: str) -> str:
-    """A reply without `<think>...</think>`; the prompt may have opened it; one without end is all."""
-    return re.sub(r"<think>.*?(?:</think>|$)", "", text, flags=re.DOTALL).rpartition("</think>")[2].strip()
-
-
 def _served(name: str, url: str, prompts: Sequence[list[dict]], max_new_tokens: int) -> pd.DataFrame:
     sampling = {"temperature": 0.0, "max_tokens": max_new_tokens}
     requests = [
