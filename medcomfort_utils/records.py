@@ -75,13 +75,22 @@ class Gate(BaseModel):
     reason: str = ""
 
 
+class Segment(BaseModel):
+    """A piece of a composition: own words (`say`), or sentences of the source turn by number (`keep`, from 1 on)."""
+
+    model_config = ConfigDict(extra="forbid")
+    role: Literal["system", "user", "assistant"]
+    say: str = ""
+    keep: list[int] = []
+
+
 class Rewrite(_Conversation):
     """One version of a dialogue.
 
     `condition`: `original` (neutral question, plain answer), `soothing_answer` (neutral question, soothing answer),
     `emotional` (emotional question, soothing answer), `comfort_only` (emotional question, comfort without knowledge:
     only ever a rejected answer) or `multiturn`. `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong),
-    where a prompt asked for one.
+    where a prompt asked for one. `segments`: how the text was composed; empty for text written freely.
     """
 
     dialogue_id: str
@@ -93,6 +102,7 @@ class Rewrite(_Conversation):
     backend: str
     model: str
     prompt_version: str
+    segments: list[Segment] = []
     gates: list[Gate] = []
 
 
