@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,5 +106,70 @@ def head(adapter: Tensors, x: torch.Tensor, pooled: torch.Tensor) -> torch.Tenso
     return torch.einsum("btk,btd,kod->bko", weighed, x, adapter["weights"]) + adapter["bias"]
 
 
-class Sequence_(tuple):
-    """Placeholder, replaced below."""
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The places of texts of like lengths, at most AT_ONCE tokens with padding together (one text at least)."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[place] > AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+class Reading(NamedTuple):
+    """Two texts as one row of tokens, and how many of them belong to the first."""
+
+    tokens: list[int]
+    first: int
+
+
+def reading(first: str, second: str, most: tuple[int, int]) -> Reading:
+    """[CLS] first [SEP] second [SEP]; of each text at most so many tokens."""
+    before = [START, *token_ids(first, most[0]), STOP]
+    return Reading([*before, *token_ids(second, most[1]), STOP], len(before))
+
+
+def padded(readings: Sequence[Reading], width: int, whole: bool) -> tuple[torch.Tensor, ...]:
+    """Token ids, marks of the second text, what attention must not see, and the tokens that a head pools.
+
+    A head sees the second text's tokens, with `whole` all tokens.
+    """
+    shape = (len(readings), width)
+    ids, second = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    hidden, pooled = torch.full(shape, HIDDEN), torch.zeros(shape, dtype=torch.bool)
+    for row, (tokens, first) in enumerate(readings):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        second[row, first : len(tokens)] = 1
+        hidden[row, : len(tokens)] = 0
+        pooled[row, 0 if whole else first : len(tokens)] = True
+    return ids, second, hidden[:, None, None], pooled
+
+
+def log_odds(adapter: Tensors, pairs: Sequence[tuple[str, str]], most: tuple[int, int], whole: bool = False) -> np.ndarray:
+    """Array (pairs, heads, outputs) for pairs of texts, of which at most `most` tokens are read.
+
+    `adapter`: as `load_file` reads what a training script wrote. Raises MedComfortError without the encoder's package.
+    """
+    weights, readings = merged(adapter), [reading(*pair, most) for pair in pairs]
+    found = np.zeros((len(pairs), *adapter["bias"].shape), dtype=np.float32)
+    with torch.inference_mode():
+        for places in batches([len(each.tokens) for each in readings]):
+            chosen = [readings[place] for place in places]
+            ids, second, hidden, pooled = padded(chosen, len(chosen[-1].tokens), whole)
+            x = embed(weights, ids, second)
+            for number in range(LAYERS):
+                x = layer(weights, number, x, hidden)
+            found[places] = head(adapter, x, pooled).numpy()
+    return found
+
+
+def merged(adapter: Tensors) -> Tensors:
+    """The encoder's weights with the adapter's low-rank updates added."""
+    weights = dict(base())
+    for name in adapter:
+        if name.endswith(".a"):
+            name = name.removesuffix(".a")
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + adapter[f"{name}.b"] @ adapter[f"{name}.a"]
+    return weights
