@@ -17,7 +17,7 @@ from medcomfort_utils.evaluate.encoder import LAYERS, LINEAR, WIDTH, Reading, Te
 
 KEPT = 3  # lower layers that are not trained
 RANK = 16
-DROP = 0.1
+DROP = 0.1  # of what a head sees
 RATE = 1e-3
 WARM = 60  # steps until the full rate, which then falls linearly to 0
 TOKENS = 1536  # in a batch, with padding
@@ -67,7 +67,7 @@ class Texts:
         for row, place in enumerate(places):
             x[row, : len(self.lower[place])] = self.lower[place]
         for number in range(KEPT, LAYERS):
-            x = encoder.layer(self.weights, number, x, hidden.bfloat16(), adapter, drop)
+            x = encoder.layer(self.weights, number, x, hidden.bfloat16(), adapter)
         return encoder.head(adapter, torch.dropout(x.float(), drop, train=drop > 0), pooled)
 
 

@@ -33,7 +33,7 @@ from medcomfort_utils.paths import DATA, existing, write_json, write_text
 
 LABELS = DATA / "comfort_labels"
 FOLDS = (("c1", "p1"), ("c2", "m1"), ("l1", "p2"), ("d1", "p3"))  # files held out together
-EPOCHS = 3
+EPOCHS = 2
 JOINED = 200  # long replies made of short ones, so that length means nothing
 BARE = 10  # one reply in so many is also shown without its question
 MARGIN = 0.5  # weight of the order within a pair

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, layer_norm, linear, normalize
 
 from medcomfort_utils.paths import MedComfortError
 
@@ -70,11 +70,12 @@ def embed(weights: Tensors, ids: torch.Tensor, second: torch.Tensor) -> torch.Te
     return _normed(weights, "embeddings.LayerNorm", summed)
 
 
-def layer(weights: Tensors, number: int, x: torch.Tensor, hidden: torch.Tensor, adapter: Tensors | None = None,
-          drop: float = 0.0) -> torch.Tensor:  # fmt: skip
+def layer(
+    weights: Tensors, number: int, x: torch.Tensor, hidden: torch.Tensor, adapter: Tensors | None = None
+) -> torch.Tensor:
     """One layer of the encoder. `hidden` (texts, 1, 1, tokens) is added to attention; `adapter` holds low-rank updates.
 
-    An update of the linear map `name` is `name.a` (rank, in) and `name.b` (out, rank); `drop` is the dropout in training.
+    An update of the linear map `name` is `name.a` (rank, in) and `name.b` (out, rank).
     """
 
     def mapped(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -84,16 +85,13 @@ def layer(weights: Tensors, number: int, x: torch.Tensor, hidden: torch.Tensor, 
             y = y + linear(linear(x, adapter[f"{name}.a"].to(x.dtype)), adapter[f"{name}.b"].to(x.dtype))
         return y
 
-    def dropped(x: torch.Tensor) -> torch.Tensor:
-        return torch.dropout(x, drop, train=drop > 0)
-
     split = (*x.shape[:2], HEADS, WIDTH // HEADS)
     query, key, value = (mapped(name, x).view(split).transpose(1, 2) for name in LINEAR[:3])
-    weighed = dropped(((query @ key.transpose(2, 3)) / math.sqrt(split[-1]) + hidden).softmax(-1)) @ value
+    weighed = ((query @ key.transpose(2, 3)) / math.sqrt(split[-1]) + hidden).softmax(-1) @ value
     context = mapped(LINEAR[3], weighed.transpose(1, 2).reshape(x.shape))
-    x = _normed(weights, f"encoder.layer.{number}.attention.output.LayerNorm", x + dropped(context))
+    x = _normed(weights, f"encoder.layer.{number}.attention.output.LayerNorm", x + context)
     further = mapped(LINEAR[5], gelu(mapped(LINEAR[4], x)))
-    return _normed(weights, f"encoder.layer.{number}.output.LayerNorm", x + dropped(further))
+    return _normed(weights, f"encoder.layer.{number}.output.LayerNorm", x + further)
 
 
 def _normed(weights: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -152,17 +150,23 @@ def log_odds(adapter: Tensors, pairs: Sequence[tuple[str, str]], most: tuple[int
 
     `adapter`: as `load_file` reads what a training script wrote. Raises MedComfortError without the encoder's package.
     """
-    weights, readings = merged(adapter), [reading(*pair, most) for pair in pairs]
+    readings = [reading(*pair, most) for pair in pairs]
     found = np.zeros((len(pairs), *adapter["bias"].shape), dtype=np.float32)
-    with torch.inference_mode():
-        for places in batches([len(each.tokens) for each in readings]):
-            chosen = [readings[place] for place in places]
-            ids, second, hidden, pooled = padded(chosen, len(chosen[-1].tokens), whole)
-            x = embed(weights, ids, second)
-            for number in range(LAYERS):
-                x = layer(weights, number, x, hidden)
-            found[places] = head(adapter, x, pooled).numpy()
+    for places, x, pooled in _passes(merged(adapter), readings, whole):
+        found[places] = head(adapter, x, pooled).numpy()
     return found
+
+
+@torch.inference_mode()
+def _passes(weights: Tensors, readings: Sequence[Reading], whole: bool) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Batch by batch the places of the texts, their tokens after the last layer, and which of these a head pools."""
+    for places in batches([len(each.tokens) for each in readings]):
+        chosen = [readings[place] for place in places]
+        ids, second, hidden, pooled = padded(chosen, len(chosen[-1].tokens), whole)
+        x = embed(weights, ids, second)
+        for number in range(LAYERS):
+            x = layer(weights, number, x, hidden)
+        yield places, x, pooled
 
 
 def merged(adapter: Tensors) -> Tensors:
@@ -173,3 +177,13 @@ def merged(adapter: Tensors) -> Tensors:
             name = name.removesuffix(".a")
             weights[f"{name}.weight"] = weights[f"{name}.weight"] + adapter[f"{name}.b"] @ adapter[f"{name}.a"]
     return weights
+
+
+def embeddings(texts: Sequence[str]) -> np.ndarray:
+    """Array (texts, WIDTH): the meaning of each text as a vector of length 1, as all-MiniLM-L6-v2 was trained to give it."""
+    readings = [Reading([START, *token_ids(text, 254), STOP], 256) for text in texts]
+    found = np.zeros((len(texts), WIDTH), dtype=np.float32)
+    for places, x, pooled in _passes(base(), readings, whole=True):
+        mean = (x * pooled[..., None]).sum(1) / pooled.sum(1, keepdim=True)
+        found[places] = normalize(mean, dim=1).numpy()
+    return found
