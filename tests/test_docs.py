@@ -58,8 +58,9 @@ def test_the_example_passes_every_check():
     assert len(records) == 24 and all(set(r) == {"topic", "question", "answer", "facts", "red_flags"} for r in records)
     for record in records:  # facts and red flags are sentences of the answer, so that keeping them can be measured
         assert all(text in record["answer"] for text in [*record["facts"], *record["red_flags"]])
-    dialogues, counts = sources.load_dialogues("docs/example_dialogues.jsonl")
-    assert counts.set_index("reason")["count"][["read", "kept"]].tolist() == [24, 24]
+    corpus = sources.open_source("docs/example_dialogues.jsonl")
+    dialogues = list(corpus)
+    assert corpus.counts().set_index("reason")["count"][["read", "kept"]].tolist() == [24, 24]
     assert sum(dialogue.split == "test" for dialogue in dialogues) in (3, 4)
     kept, _ = gates.sift(dialogues, template.rewrite_all(dialogues))
     assert len(kept) == 24 * 4

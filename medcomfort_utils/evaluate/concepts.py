@@ -11,8 +11,9 @@ from typing import NamedTuple
 import yaml
 from rouge_score.tokenizers import DefaultTokenizer
 
-from medcomfort_utils.rewrite.wording import MARKS, parts, tokens
+from medcomfort_utils.text import sentences, words
 
+MARKS = frozenset(".,;:!?()")
 ALIKE = 0.5  # share of letter triples in common from which two words of one beginning are taken for one
 
 
@@ -83,7 +84,7 @@ def _affirming() -> re.Pattern:
 def _sentence(sentence: str) -> tuple[tuple[str, bool], ...]:
     """The concepts of a sentence, clause by clause."""
     clauses: list[list[str]] = [[]]
-    for word in tokens(_affirming().sub(" ", sentence.lower().replace("-", " "))):
+    for word in words(_affirming().sub(" ", sentence.lower().replace("-", " ")), marks=True):
         if word in MARKS or word in _listed("clauses"):
             clauses.append([])
         if word not in MARKS:
@@ -111,7 +112,7 @@ class Reading(NamedTuple):
 @lru_cache(maxsize=64)
 def read(text: str) -> Reading:
     """The text taken apart."""
-    reading = Reading(parts(text), {}, {}, {})
+    reading = Reading(tuple(sentences(text)), {}, {}, {})
     for number, sentence in enumerate(reading.sentences):
         for concept, denied in _sentence(sentence):
             bits = reading.denied if denied else reading.affirmed
@@ -123,7 +124,7 @@ def read(text: str) -> Reading:
 
 def polarity(text: str) -> dict[str, bool]:
     """The concepts of a text, and whether each is denied where it stands last."""
-    return dict(concept for part in parts(text) for concept in _sentence(part))
+    return dict(concept for part in sentences(text) for concept in _sentence(part))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -1,13 +1,12 @@
 """Whether an answer conveys the statements it must convey, in whatever words: a small, transparent measure.
 
 For each pair of an answer and a statement a handful of features between 0 and 1, such as the weighted share of the
-statement's words in the best sentence, and a logistic regression over them. Its weights were learnt by `facts_model.py`
+statement's words in the best sentence, and a logistic regression over them. Its weights were learnt by `scripts/train_facts.py`
 from data/fact_labels. Words and synonyms, not understanding: a denial in other words ("a waste of time") goes unseen.
 """
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from medcomfort_utils.evaluate.concepts import Reading, antonyms, match, polarity, read
 from medcomfort_utils.paths import MedComfortError, read_json
-from medcomfort_utils.rewrite.quantities import numbers, unmatched
+from medcomfort_utils.quantities import quantities
 
 WEIGHTS = Path(__file__).with_name("facts_weights.json")
 FREQUENCIES = Path(__file__).with_name("facts_frequencies.json")
@@ -23,15 +22,12 @@ FREQUENCIES = Path(__file__).with_name("facts_frequencies.json")
 CONVEYED = 0.5  # support from which a statement counts as conveyed
 DENIED = 0.4  # share of its words denied or reversed from which a statement that is not conveyed counts as denied
 OPPOSED = 0.2  # what is left of the support if another number, or an antonym, stands in place of the fact's
+ALIKE = 0.4  # share of the fact's words from which another number in their place opposes it
 MOSTLY = 0.6  # share of the fact's words from which an antonym beside them opposes the fact
 ASKED = 0.7  # weight of a word that the question already holds
 
 # "Do not ...", "You should never ...".
 _FORBIDS = re.compile(r"\W*(?:[\w']+ ){0,3}(?:not|never|cannot|\w+n't)\b", re.I)
-
-# Statements and runs of sentences -> for each statement the cosine similarity of the nearest run, as by
-# rewrite.support.embedding_similarity(a folder with all-MiniLM-L6-v2).
-Similarity = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
 def fact_support(
@@ -39,14 +35,13 @@ def fact_support(
     facts: Sequence[Sequence[str]],
     lang: str = "en",
     questions: Sequence[str] | None = None,
-    similarity: Similarity | None = None,
 ) -> list[list[float]]:
     """The probability (0-1) that each answer conveys each of its own facts; facts of one list share a topic.
 
-    Given `questions`, words that the question holds count less. `similarity` adds a second opinion by meaning.
+    Given `questions`, words that the question holds count less.
     Raises MedComfortError for a language without word lists, unequal lists, and entries that are not text.
     """
-    return [list(map(_support, rows)) for rows in fact_features(answers, facts, lang, questions, similarity)]
+    return [list(map(support, rows)) for rows in fact_features(answers, facts, lang, questions)]
 
 
 def comprehensiveness(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str = "en") -> list[float]:
@@ -67,7 +62,6 @@ def fact_features(
     facts: Sequence[Sequence[str]],
     lang: str = "en",
     questions: Sequence[str] | None = None,
-    similarity: Similarity | None = None,
 ) -> list[list[dict[str, float]]]:
     """What is compared of each answer and fact, by name: shares (0-1) of the fact's words by weight, or of its numbers.
 
@@ -76,17 +70,13 @@ def fact_features(
     there instead. `numbers`: given nowhere. `opposed` (0 or 1): none of some kind of the fact's numbers is given, but
     another of that kind in the best two sentences; or the best sentence holds most of the fact's words, and an antonym,
     or it allows what the fact forbids.
-    `similarity`, if asked for: the cosine of the nearest sentences.
     """
     _check(answers, facts, lang, questions)
     questions = [""] * len(answers) if questions is None else questions
     rows = []
     for answer, listed, question in zip(answers, facts, questions, strict=True):
-        reading, weights = read(answer), _weights(tuple(listed), question)
-        found = [_features(reading, fact, weight) for fact, weight in zip(listed, weights, strict=True)]
-        if similarity and found:
-            alike = similarity(listed, _runs(reading.sentences)) if reading.sentences else [0.0] * len(found)
-            found = [{**features, "similarity": float(value)} for features, value in zip(found, alike, strict=True)]
+        reading = read(answer)
+        found = [_features(reading, fact, _weights(fact, question)) for fact in listed]
         rows.append(found)
     return rows
 
@@ -106,27 +96,40 @@ def _check(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str, qu
             raise MedComfortError(f"facts[{position}] must be a list of texts.")
 
 
+def numbers(text: str) -> frozenset[str]:
+    """The numbers of a text, each with its unit in one form: "400mg" is "400 mg", "two weeks" are "14 day"."""
+    return frozenset(f"{q.value} {q.unit}".strip() for q in quantities(text))
+
+
+def unmatched(text: str, others: Sequence[str]) -> list[str]:
+    """The numbers of `text` that none of `others` gives, sorted; where one has no unit, its value is enough."""
+    given = frozenset().union(*map(numbers, others))
+    bare, values = {n for n in given if " " not in n}, {n.partition(" ")[0] for n in given}
+    missing = sorted(numbers(text) - given)
+    return [n for n in missing if (n.partition(" ")[0] not in bare) if (" " in n or n not in values)]
+
+
 @cache
 def _model(name: str) -> dict[str, float]:
     return read_json(WEIGHTS, "facts_weights.json")[name]
 
 
-def _support(features: dict[str, float]) -> float:
+def support(features: dict[str, float], weights: dict[str, float] | None = None) -> float:
     """Logistic regression, the sigmoid of intercept and weighted features, cut down if the answer opposes the fact."""
-    weights = _model("support_with_similarity" if "similarity" in features else "support")
+    weights = weights or _model("support")
     score = weights["intercept"] + sum(weights[name] * features[name] for name in weights if name != "intercept")
     return (OPPOSED if features["opposed"] else 1.0) / (1 + math.exp(-score))
 
 
 def conveys(features: dict[str, float]) -> bool:
     """Whether these features tell that the answer conveys the fact."""
-    return _support(features) >= CONVEYED
+    return support(features) >= CONVEYED
 
 
-def contradicts(features: dict[str, float]) -> bool:
+def contradicts(features: dict[str, float], weights: dict[str, float] | None = None) -> bool:
     """Whether these features tell of a denial: against the fact, and not conveyed all the same."""
     against = max(features["denied"], features["reversed"]) >= DENIED or bool(features["opposed"])
-    return against and not conveys(features)
+    return against and support(features, weights) < CONVEYED
 
 
 @cache
@@ -134,26 +137,18 @@ def _frequencies() -> dict:
     return read_json(FREQUENCIES, "facts_frequencies.json")
 
 
-def forget() -> None:
-    """Drop the frequencies and weights read before, for after they were written anew."""
-    for kept in (_frequencies, _model, _rarity, _weights):
-        kept.cache_clear()
-
-
 @lru_cache(maxsize=1 << 16)
 def _rarity(concept: str) -> float:
-    """Square root of the inverse document frequency over the sentences counted by `facts_model.py`."""
+    """Square root of the inverse document frequency over the sentences counted by `scripts/train_facts.py`."""
     counted = _frequencies()
     return math.sqrt(math.log((counted["sentences"] + 1) / (counted["counts"].get(concept, 1) + 1)))
 
 
-@lru_cache(maxsize=256)
-def _weights(facts: tuple[str, ...], question: str) -> list[dict[str, float]]:
-    """For each fact the weights of its concepts: the rarer, and the fewer of the item's facts share it, the higher."""
+@lru_cache(maxsize=4096)
+def _weights(fact: str, question: str) -> dict[str, float]:
+    """The weights of a fact's concepts: the rarer, the higher; whatever other facts stand beside it."""
     asked = read(question)
-    held = list(map(polarity, facts))
-    shared = Counter(concept for said in held for concept in said)
-    return [{c: _rarity(c) / shared[c] * (ASKED if asked.where(c) else 1.0) for c in sorted(said)} for said in held]
+    return {c: _rarity(c) * (ASKED if asked.where(c) else 1.0) for c in sorted(polarity(fact))}
 
 
 def _best(hits: list[tuple[int, float]], sentences: int, length: int) -> tuple[float, int]:
@@ -187,6 +182,7 @@ def _features(reading: Reading, fact: str, weights: dict[str, float]) -> dict[st
     sentence, best = _best([(hit.agreeing, hit.weight) for hit in hits], count, 1)
     _, near = _best([(hit.anywhere, hit.weight) for hit in hits], count, 2)
     wanted, missing = numbers(fact), unmatched(fact, reading.sentences)
+    run = reading.run(near)
     opposite = sentence >= MOSTLY * total and any(_reversed(reading, concept, best) for concept in weights)
     allowed = bool(_FORBIDS.match(fact)) and _allows(reading, fact, hits, total)
     return {
@@ -195,7 +191,12 @@ def _features(reading: Reading, fact: str, weights: dict[str, float]) -> dict[st
         "denied": sum(hit.weight for hit in hits if hit.anywhere & near and not hit.agreeing & near) / total,
         "reversed": sum(weights[c] for c in weights if _reversed(reading, c, near)) / total,
         "numbers": len(missing) / len(wanted) if wanted else 0.0,
-        "opposed": float(opposite or allowed or _other_number(wanted, missing, reading.run(near))),
+        "opposed": float(
+            opposite
+            or allowed
+            or (sentence >= ALIKE * total and _other_number(wanted, missing, run) and not _within(fact, run))
+            or _other_bound(fact, run)
+        ),  # fmt: skip
     }
 
 
@@ -210,6 +211,28 @@ def _other_number(wanted: frozenset[str], missing: Sequence[str], near: list[str
     return bool(lost) and not lost.isdisjoint(_kinds(number for sentence in near for number in numbers(sentence)))
 
 
+def _within(fact: str, near: list[str]) -> bool:
+    """Whether the numbers near keep within a bound that the fact sets: 400 mg are no more than 1200 mg."""
+    most = {
+        q.unit: float(q.value) for q in quantities(fact) if q.bound[:1] == "<" and q.value.replace(".", "").isdigit()
+    }
+    said = [
+        q for sentence in near for q in quantities(sentence) if q.unit in most and q.value.replace(".", "").isdigit()
+    ]
+    return bool(said) and all(float(q.value) <= most[q.unit] for q in said)
+
+
+def _other_bound(fact: str, near: list[str]) -> bool:
+    """Whether a number of the fact stands there with another bound alone: at least for at most."""
+    said = [q for sentence in near for q in quantities(sentence)]
+    bounded = {(q.value, q.unit): q.bound[0] for q in quantities(fact) if q.bound}
+    bounds = {key: {q.bound[:1] for q in said if (q.value, q.unit) == key} for key in bounded}
+    return any(
+        found and "" not in found and sign not in found
+        for (key, sign), found in zip(bounded.items(), bounds.values(), strict=True)
+    )
+
+
 def _allows(reading: Reading, fact: str, hits: list[_Hit], total: float) -> bool:
     """Whether one sentence holds most of the fact, affirms all that the fact forbids, and no sentence forbids it."""
     weight, best = _best([(hit.anywhere, hit.weight) for hit in hits], len(reading.sentences), 1)
@@ -221,7 +244,3 @@ def _allows(reading: Reading, fact: str, hits: list[_Hit], total: float) -> bool
 def _reversed(reading: Reading, concept: str, run: int) -> bool:
     """Whether the run holds an antonym of the concept in its place."""
     return not reading.where(concept) & run and any(reading.where(a) & run for a in antonyms().get(concept, ()))
-
-
-def _runs(sentences: Sequence[str]) -> list[str]:
-    return [" ".join(sentences[i : i + n]) for n in (1, 2, 3) for i in range(max(len(sentences) - n, 0) + 1)]

@@ -1,38 +1,30 @@
 """How much of what an answer had to convey it conveys, whether it adds numbers of its own, and its form.
 
-Facts in fixed wording are counted exactly: a fixed sentence inside a denial still counts as stated. For facts in any
-wording a sentence encoder reads each beside the sentences of the answer that are nearest in meaning, and says whether
-they entail it, miss it or contradict it; numbers and negations are compared beside that. It was learnt by
-`scripts/train_facts.py` from data/fact_labels, where its agreement with the labels stands. All else is counting.
+Facts in fixed wording are counted exactly; facts in free wording are looked for by `facts.py`. All else is counting on
+text, so that every value can be checked by hand: a fixed sentence inside a denial still counts as stated.
 """
 
 import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache
 
-import numpy as np
 import pandas as pd
-import torch
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import fmeasure
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU, CHRF
-from safetensors.torch import load_file
 
-from medcomfort_utils import text
-from medcomfort_utils.evaluate.encoder import Tensors, embeddings, log_odds
-from medcomfort_utils.medical import stem
+from medcomfort_utils.evaluate.facts import contradicts, conveys, fact_features, unmatched
+
+# The measures themselves, for those who look for them here.
+from medcomfort_utils.evaluate.facts import comprehensiveness as comprehensiveness
+from medcomfort_utils.evaluate.facts import contradictions as contradictions
+from medcomfort_utils.evaluate.facts import fact_support as fact_support
 from medcomfort_utils.paths import MedComfortError
-from medcomfort_utils.quantities import Quantity, quantities, unified
 from medcomfort_utils.records import Dialogue
-
-ADAPTER = Path(__file__).with_name("facts_en.safetensors")
-LABELS = ("missing", "entailed", "contradicted")
-MOST = (48, 112)  # tokens of the fact and of the sentences beside it that the encoder reads
-CONVEYED = 0.5  # support from which a fact counts as conveyed
+from medcomfort_utils.text import language
 
 _CJK = "\u3400-\u4dbf\u4e00-\u9fff"
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
@@ -40,10 +32,15 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _WORD = re.compile(rf"\d+(?:[./,]\d+)*|[{_CJK}]|[^\W\d_{_CJK}]+")
 
 
+def _plain(text: str) -> str:
+    """Lower case, one form of each character, no thousands separators."""
+    return _THOUSANDS.sub("", unicodedata.normalize("NFKC", text).casefold())
+
+
 @lru_cache(maxsize=4096)
 def words(text: str) -> tuple[str, ...]:
     """The words of a text up to case, white space and punctuation; each Chinese character is a word."""
-    return tuple(_WORD.findall(_THOUSANDS.sub("", unicodedata.normalize("NFKC", text).casefold())))
+    return tuple(_WORD.findall(_plain(text)))
 
 
 def _states(answer: str, sentence: str) -> bool:
@@ -57,6 +54,11 @@ def facts_kept(answer: str, facts: Sequence[str]) -> float:
     punctuation do not matter. One changed digit loses the fact.
     """
     return sum(_states(answer, fact) for fact in facts) / len(facts) if facts else math.nan
+
+
+def red_flags_kept(answer: str, red_flags: Sequence[str]) -> float:
+    """Share (0-1) of the `red_flags` (urgent-care advice) that the answer states, by the rule of `facts_kept`."""
+    return facts_kept(answer, red_flags)
 
 
 _tokenizer = DefaultTokenizer(use_stemmer=False)
@@ -107,6 +109,13 @@ def chrf(answer: str, reference: str) -> float:
     return _chrf.sentence_score(answer, [reference]).score
 
 
+def repetition(answer: str) -> float:
+    """Share (0-1) of the word 4-grams that repeat an earlier one; 0 below four words."""
+    tokens = words(answer)
+    grams = list(zip(*(tokens[i:] for i in range(4)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
 def distinct(answer: str, n: int) -> float:
     """Share (0-1) of the word n-grams that differ, distinct-1, -2 ... (Li et al. 2016); 0 without any."""
     tokens = words(answer)
@@ -114,16 +123,19 @@ def distinct(answer: str, n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def repetition(answer: str) -> float:
-    """Share (0-1) of the word 4-grams that repeat an earlier one; 0 below four words."""
-    return 1 - distinct(answer, 4) if len(words(answer)) >= 4 else 0.0
-
-
 def in_language(answer: str, lang: str = "en") -> float:
-    """1.0 if the answer reads as `lang` ("en", "zh"), 0.0 if not or without a letter; nan for another `lang`."""
+    """1.0 if the answer reads as `lang` ("en", "zh"), 0.0 if not or without a letter; nan for another `lang`.
+
+    English: nine letters in ten are plain ASCII, and no sentence is made of function words of other European
+    languages. Chinese: half of the letters are Chinese characters.
+    """
+    letters = [letter for letter in answer if letter.isalpha()]
     if lang not in ("en", "zh"):
         return math.nan
-    return float(any(map(str.isalpha, answer)) and text.language(answer) == lang)
+    if lang == "zh":
+        return float(bool(letters) and 2 * len(re.findall(f"[{_CJK}]", answer)) >= len(letters))
+    latin = bool(letters) and 10 * sum(letter.isascii() for letter in letters) >= 9 * len(letters)
+    return float(latin and language(answer) == lang)
 
 
 def length_ratio(answer: str, reference: str) -> float:
@@ -131,135 +143,18 @@ def length_ratio(answer: str, reference: str) -> float:
     return len(words(answer)) / len(words(reference)) if words(reference) else math.nan
 
 
-# --- Facts in any wording --------------------------------------------------------------------------------------------
-
-
-def fact_support(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str = "en") -> list[list[float]]:
-    """The probability (0-1) that each answer conveys each of its own facts; a fact's value depends on no other fact.
-
-    Raises MedComfortError for a language without a model, unequal lists, entries that are not text, and if the
-    encoder's package is missing.
-    """
-    return [found[:, LABELS.index("entailed")].tolist() for found in fact_probabilities(answers, facts, lang)]
-
-
-def contradictions(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str = "en") -> list[int]:
-    """How many of its facts each answer contradicts (K-QA's Hall, Manes et al. 2024). Raises as `fact_support`."""
-    return [int(sum(map(is_contradicted, found))) for found in fact_probabilities(answers, facts, lang)]
-
-
-def is_contradicted(probabilities: np.ndarray) -> bool:
-    """Whether a contradiction is the likeliest of the three."""
-    return bool(np.argmax(probabilities) == LABELS.index("contradicted"))
-
-
-def fact_probabilities(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str = "en") -> list[np.ndarray]:
-    """For each answer an array (facts, 3): how likely it is that each fact is missing, entailed, contradicted.
-
-    Raises as `fact_support`.
-    """
-    _check(answers, facts, lang)
-    pairs = list(dict.fromkeys((answer, fact) for answer, listed in zip(answers, facts, strict=True) for fact in listed))
-    found = dict(zip(pairs, probabilities(_adapter(), compared(_adapter(), pairs)), strict=True)) if pairs else {}
-    return [
-        np.array([found[answer, fact] for fact in listed]).reshape(-1, len(LABELS))
-        for answer, listed in zip(answers, facts, strict=True)
-    ]
-
-
-def _check(answers: Sequence[str], facts: Sequence[Sequence[str]], lang: str) -> None:
-    if lang != "en":
-        raise MedComfortError(f"lang: facts can be looked for in English ('en') alone, not in {lang!r}.")
-    if any(isinstance(x, str) or not hasattr(x, "__len__") for x in (answers, facts)) or len(answers) != len(facts):
-        raise MedComfortError("fact_support needs a list of answers, and a list of facts for each.")
-    for position, (answer, listed) in enumerate(zip(answers, facts, strict=True)):
-        if not isinstance(answer, str):
-            raise MedComfortError(f"answers[{position}] must be text, not {type(answer).__name__}.")
-        if isinstance(listed, str) or not hasattr(listed, "__len__") or not all(isinstance(f, str) for f in listed):
-            raise MedComfortError(f"facts[{position}] must be a list of texts.")
-
-
-@cache
-def _adapter() -> Tensors:
-    return {name: tensor.float() for name, tensor in load_file(ADAPTER).items()}
-
-
-def evidence(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """For each (answer, fact) the sentences of the answer nearest in meaning to the fact, as many as are read, in order."""
-    said = {answer: text.sentences(text.normalise(answer)) for answer, _ in pairs}
-    unlike = list(dict.fromkeys([fact for _, fact in pairs] + [each for listed in said.values() for each in listed]))
-    vectors = dict(zip(unlike, embeddings(unlike), strict=True))
-    found = []
-    for answer, fact in pairs:
-        alike = [float(vectors[each] @ vectors[fact]) for each in said[answer]]
-        chosen, words = set(), 0
-        for place in sorted(range(len(alike)), key=lambda i: -alike[i]):
-            words += len(text.words(said[answer][place]))
-            if not chosen or words <= MOST[1] // 2:
-                chosen.add(place)
-        found.append(" ".join(said[answer][place] for place in sorted(chosen)))
-    return found
-
-
-def compared(adapter: Tensors, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Array (pairs, 6): the encoder's log odds of "entailed" and of "contradicted" against "missing", and `relations`."""
-    beside = evidence(pairs)
-    read = [(unified(fact), unified(near)) for (_, fact), near in zip(pairs, beside, strict=True)]
-    odds = log_odds(adapter, read, MOST, whole=True)[:, 0]
-    exact = [relations(fact, near, answer) for (answer, fact), near in zip(pairs, beside, strict=True)]
-    return np.hstack([odds[:, 1:] - odds[:, :1], np.array(exact).reshape(-1, 4)])
-
-
-def relations(fact: str, near: str, answer: str) -> tuple[float, float, float, float]:
-    """What is compared exactly, shares (0-1) of the fact's numbers or words.
-
-    Its numbers that stand nowhere in the answer; those in whose place the sentences near give another number of the
-    same kind; those that they give with the opposite bound; its words that they deny where the fact does not, or the
-    other way round.
-    """
-    wanted, given, said = (quantities(each) for each in (fact, near, answer))
-    anywhere = {(each.value, each.unit) for each in said}
-    lost = [each for each in wanted if (each.value, each.unit) not in anywhere]
-    other = [each for each in lost if each.unit and each.unit in {one.unit for one in given}]
-    turned = [each for each in wanted if any(_opposite(each, one) for one in given)]
-    words, beside = _denied(fact), _denied(near)
-    shared = [word for word in words if word in beside]
-    denied = [word for word in shared if not words[word] & beside[word]]
-    return (len(lost) / max(len(wanted), 1), len(other) / max(len(wanted), 1), len(turned) / max(len(wanted), 1),
-            len(denied) / max(len(words), 1))  # fmt: skip
-
-
-def _opposite(one: Quantity, other: Quantity) -> bool:
-    return (one.value, one.unit) == (other.value, other.unit) and {one.bound[:1], other.bound[:1]} == {"<", ">"}
-
-
-@lru_cache(maxsize=4096)
-def _denied(said: str) -> dict[str, set[bool]]:
-    """The longer words of a text, and whether a negation governs them: False, True or both."""
-    tokens = text.words(said, marks=True)
-    governed, found = text.negated(tokens), {}
-    for place, word in enumerate(tokens):
-        if len(word) > 3:
-            found.setdefault(stem(word), set()).add(place in governed)
-    return found
-
-
-def probabilities(adapter: Tensors, table: np.ndarray) -> np.ndarray:
-    """Array (pairs, 3) of probabilities from what `compared` gives: a multinomial logistic regression."""
-    odds = torch.from_numpy(table).float() @ adapter["mix.weights"].T + adapter["mix.bias"]
-    return odds.softmax(-1).numpy()
-
-
-# --- A row of scores -------------------------------------------------------------------------------------------------
-
-
 def _in_fixed_wording(sentences: Sequence[str], reference: str) -> Sequence[str]:
     """The sentences if the reference states each of them, else none: exact counting would ask for what nobody wrote."""
     return sentences if facts_kept(reference, sentences) == 1 else ()
 
 
-def _numbers(said: str) -> set[tuple[str, str]]:
-    return {(each.value, each.unit) for each in quantities(said)}
+def _facts(answer: str, dialogue: Dialogue) -> dict[str, float]:
+    """Facts supported and denied; nan where there are none, or none in English."""
+    if dialogue.lang != "en" or not dialogue.facts:
+        return {"facts_supported": math.nan, "contradictions": math.nan}
+    features = fact_features([answer], [dialogue.facts])[0]
+    return {"facts_supported": sum(map(conveys, features)) / len(features),
+            "contradictions": sum(map(contradicts, features))}  # fmt: skip
 
 
 def _row(answer: str, dialogue: Dialogue) -> dict[str, float]:
@@ -267,10 +162,9 @@ def _row(answer: str, dialogue: Dialogue) -> dict[str, float]:
     allowed = [*(message.content for message in dialogue.messages), *dialogue.facts, *dialogue.red_flags]
     return {
         "facts_kept": facts_kept(answer, _in_fixed_wording(dialogue.facts, reference)),
-        "facts_supported": math.nan,
-        "contradictions": math.nan,
-        "red_flags_kept": facts_kept(answer, _in_fixed_wording(dialogue.red_flags, reference)),
-        "invented_numbers": len(_numbers(answer).difference(*map(_numbers, allowed))),
+        **_facts(answer, dialogue),
+        "red_flags_kept": red_flags_kept(answer, _in_fixed_wording(dialogue.red_flags, reference)),
+        "invented_numbers": len(unmatched(answer, allowed)),
         **rouge(answer, reference),
         "bleu": bleu(answer, reference),
         "chrf": chrf(answer, reference),
@@ -286,8 +180,7 @@ def score(answers: Sequence[str], dialogues: Sequence[Dialogue]) -> pd.DataFrame
     """One row of scores for each answer, against the answer, facts and red flags of its source dialogue.
 
     `facts_kept` and `red_flags_kept` are nan where the source answer itself is not in their wording (K-QA);
-    `facts_supported` (share) and `contradictions` (count) hold for facts in any English wording, and are nan without
-    any: a fact stated word for word is supported, the encoder is asked about the others.
+    `facts_supported` (share) and `contradictions` (count) hold for facts in any English wording.
     Raises MedComfortError if the two lists differ in length.
     """
     if len(answers) != len(dialogues):
@@ -296,11 +189,5 @@ def score(answers: Sequence[str], dialogues: Sequence[Dialogue]) -> pd.DataFrame
     # Models that learnt the same say the same: each distinct answer to a dialogue is scored once.
     distinct = {(answer, id(dialogue)): (answer, dialogue) for answer, dialogue in pairs}
     rows = {key: _row(*pair) for key, pair in distinct.items()}
-    judged = {key: (a, d.facts) for key, (a, d) in distinct.items() if d.lang == "en" and d.facts}
-    asked = [[fact for fact in facts if not _states(answer, fact)] for answer, facts in judged.values()]
-    found = fact_probabilities([answer for answer, _ in judged.values()], asked)
-    for (key, (_, facts)), chances in zip(judged.items(), found, strict=True):
-        unsupported = int((chances[:, LABELS.index("entailed")] < CONVEYED).sum())
-        rows[key]["facts_supported"] = 1 - unsupported / len(facts)
-        rows[key]["contradictions"] = sum(map(is_contradicted, chances))
-    return pd.DataFrame([rows[answer, id(dialogue)] for answer, dialogue in pairs])
+    table = pd.DataFrame([rows[answer, id(dialogue)] for answer, dialogue in pairs])
+    return table
