@@ -137,7 +137,8 @@ class Client:
     def _results(self, future: Future, bar: tqdm) -> list[Result]:
         while not future.done():
             wait([future], timeout=1.0)  # not for ever: a Ctrl-C that came just before it would not be seen
-        bar.set_postfix_str(str(self.budget), refresh=False)
+        if not bar.disable:
+            bar.set_postfix_str(str(self.budget), refresh=False)
         bar.update(len(future.result()))
         return future.result()
 
