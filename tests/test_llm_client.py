@@ -359,7 +359,7 @@ def test_replay_needs_no_server_and_names_what_is_missing_after_it_yielded_the_o
     run(client_for(serve(), cache), requests(100)[::2])
     results, why = stopped(Client(Settings(mode="replay"), cache), requests(100))
     assert texts(results) == [f"question {number}" for number in range(0, 100, 2)]
-    assert why.startswith("50 rows, the first row 1, have no recorded response among the 50 in ")
+    assert why.startswith("50 rows have no recorded response in ") and "holds 50 (the first: row 1)" in why
     program = "import sys, medcomfort_utils.llm; print({'aiohttp', 'openai'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT).stdout == b"set()\n"
 

@@ -32,7 +32,7 @@ class Run:
     """What belongs to one run and its event loop. `stopped`: why no more calls are made; empty while they are."""
 
     def __init__(self, concurrency: int):
-        self.loop, self.stopped, self._stopping = asyncio.new_event_loop(), "", asyncio.Event()
+        self.loop, self.stopped, self.stopping = asyncio.new_event_loop(), "", asyncio.Event()
         self.calls = asyncio.Semaphore(concurrency)
         self.rows = asyncio.Semaphore(2 * concurrency)  # one that waits for a retry leaves no gap
         self.asking: dict[str, asyncio.Event] = {}
@@ -41,16 +41,10 @@ class Run:
         self.answered = self.recalled = self.refused = self.unanswered = self.in_a_row = 0
         self.last = ""  # reason of a failure
 
-    def stop(self, reason: str) -> Stopped:
-        """No more calls from here on, for the first reason given; who waits goes on at once."""
-        self.stopped = self.stopped or reason
-        self._stopping.set()
-        return Stopped(self.stopped)
-
     async def pause(self, seconds: float) -> None:
         """Sleep; if meanwhile all is to stop, raise Stopped at once."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            await asyncio.wait_for(self.stopping.wait(), seconds)
             raise Stopped(self.stopped)
 
     async def close(self) -> None:
@@ -76,9 +70,9 @@ class Run:
     def shortfall(self, cache: Cache) -> str:
         """Why results are missing, if any are. A row that is refused for its own sake may be so in each run."""
         if self.missing:
-            where = f"have no recorded response among the {len(cache):,} in {tidy(cache.path)}"
+            where = f"{tidy(cache.path)}, which holds {len(cache):,} (the first: {self.missing[0]})"
             how = "replay with the model, prompts and sampling of the record, or run in mode auto"
-            return f"{len(self.missing):,} rows, the first {self.missing[0]}, {where}: {how}."
+            return f"{len(self.missing):,} rows have no recorded response in {where}: {how}."
         failed = self.refused + self.unanswered
         if not self.stopped and (self.refused > self.answered + self.recalled or self.unanswered > self.answered):
             return f"{failed:,} of {failed + self.answered:,} calls failed; the last: {self.last}."
@@ -105,11 +99,11 @@ class Client:
         known, missing, longest = Budget(self.settings), Budget(self.settings), 0
         for request in requests:
             response = None if self.settings.mode == "record" else self.cache.get(request.key)
-            if response is None or response.finish_reason == FAILED:
+            if response and response.finish_reason != FAILED:
+                known.book(request.prompt_tokens, request.spent(response)[1])
+            else:
                 missing.book(request.prompt_tokens, 0)
                 longest += request.completion_tokens
-            else:
-                known.book(request.prompt_tokens, request.spent(response)[1])
         share = known.completion_tokens / known.prompt_tokens if known.calls >= ENOUGH else SHARE
         expected = min(longest, round(missing.prompt_tokens * share))
         costs = [missing.cost_of(missing.prompt_tokens, n) if missing.priced else None for n in (expected, longest)]
@@ -140,14 +134,13 @@ class Client:
         if reason := run.shortfall(self.cache):
             raise Stopped(reason)
 
-    def _results(self, future: Future, bar: tqdm) -> Iterator[Result]:
+    def _results(self, future: Future, bar: tqdm) -> list[Result]:
         while not future.done():
             wait([future], timeout=1.0)  # not for ever: a Ctrl-C that came just before it would not be seen
         if not bar.disable:
             bar.set_postfix_str(str(self.budget), refresh=False)
-        for result in future.result():
-            bar.update()
-            yield result
+        bar.update(len(future.result()))
+        return future.result()
 
     async def _work(self, work: Callable[[Row], Awaitable[Result]], rows: list[Row]) -> list[Result]:
         """The results of rows, one after the other; nothing for a row that was stopped."""
@@ -197,8 +190,10 @@ class Client:
         run.asking[key] = asyncio.Event()
         try:
             return await self._call(request)
-        except MedComfortError as error:
-            raise run.stop(str(error)) from None
+        except MedComfortError as error:  # no more calls from here on, for the first reason; who waits goes on at once
+            run.stopped = run.stopped or str(error)
+            run.stopping.set()
+            raise Stopped(run.stopped) from None
         finally:
             run.asking.pop(key).set()
 

@@ -83,13 +83,13 @@ class Server:
         while True:
             left = await self.pace.turn(reserved)
             outcome = await self._post(request, changes)
+            status = outcome.status if isinstance(outcome, Again) else 0
             if isinstance(outcome, Response):
-                self.pace.granted(reserved - outcome.prompt_tokens - outcome.completion_tokens)
                 self._learn(request, changes)
-                return outcome
-            if isinstance(outcome, Failure) or outcome.status != 429:
+                self.pace.granted(reserved - outcome.prompt_tokens - outcome.completion_tokens)
+            elif status != 429:
                 self.pace.granted(0)
-            if isinstance(outcome, Failure) or not outcome.status:
+            if not status:
                 return outcome
             if not (change := _adapted(request, outcome, changes, last)):
                 return self._meaning(request, outcome, left)
