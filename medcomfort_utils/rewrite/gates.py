@@ -138,26 +138,11 @@ def relations_kept(case: Case) -> str:
     if not case.free:
         return ""
     lost = _union("medicines", case.told.source) - _union("medicines", case.told.text)
-    doses = _new_doses(case.answer, case.new_answer)
-    return _told("changed", [*case.told.changes(), *(f"lost medicine: {name}" for name in sorted(lost)), *doses])
+    return _told("changed", [*case.told.changes(), *(f"lost medicine: {name}" for name in sorted(lost))])
 
 
 def _union(part: str, sentences: Iterable[Said]) -> frozenset[str]:
     return frozenset().union(*(getattr(said, part) for said in sentences))
-
-
-def _new_doses(source: str, text: str) -> list[str]:
-    """Doses and frequencies that the source does not give to that medicine."""
-    known, given = defaultdict(set), defaultdict(dict)
-    for found, where in ((known, source), (given, text)):
-        for name, *taken in sorted(medical.prescriptions(where)):
-            found[name].update(dict.fromkeys(part for each in taken for part in each.split("+") if part))
-    return [
-        f"dose of another medicine: {name} {part}"
-        for name, parts in given.items()
-        for part in parts
-        if known[name] and part not in known[name] | known[""]
-    ]
 
 
 def urgent_first(case: Case) -> str:
@@ -189,8 +174,6 @@ def no_new_advice(case: Case) -> str:
     if case.free:
         known = [frozenset(words(said.text)) for said in case.told.source]
         added = [c for c in added if not any(len(set(words(c)) - k) <= 0.25 * len(words(c)) for k in known)]
-        omitting = lexicon("omitting") - {medical.stem(word) for word in words(case.answer)}
-        added += [said.text for said in case.told.reworded if said.content & omitting]
     return _told("advice in own words", added)
 
 
