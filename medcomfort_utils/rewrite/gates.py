@@ -25,26 +25,19 @@ BEFORE_URGENT = 40  # own words before an emergency in a text written freely, at
 SHORTEST, LONGEST, LONGER = 0.5, 1.8, 80  # words of a free text for each of its source; and so many words more
 
 _REFUSAL = re.compile(
-    r"\bi (?:cannot|can't|can not|am (?:not able|unable) to|'m (?:not able|unable) to) (?:assist|comply|fulfil"
-    r"|help (?:you )?with|provide|give"
-    r"|offer|engage|rewrite|diagnose|create|generate)|\bi(?: am|'m) not a (?:doctor|medical professional"
-    r"|physician)|\bas an ai\b"
-    r"|\bmy (?:guidelines|programming|training data|knowledge cutoff)\b"
-    r"|\bnot appropriate for me\b",
+    r"\bi(?: can ?not| can't|(?: am|'m) (?:not able|unable) to) (?:assist|comply|fulfil|help (?:you )?with"
+    r"|provide|give|offer|engage|rewrite|diagnose|create|generate)|\bi(?: am|'m) not a (?:doctor|medical professional"
+    r"|physician)|\bmy (?:guidelines|programming|training data|knowledge cutoff)\b|\bnot appropriate for me\b",
     re.I,
 )
 _LEAK = re.compile(
-    r"(?:^|(?<=[.!?\"] ))(?:patient|doctor|dr|user|assistant|system|human|physician|therapist|counsell?or"
-    r"|question|answer|response|output|input|rewrite"
-    r"|note) ?:|<\|[^|<>]{0,40}\|>|</?s>|</?(?:think|system|user|assistant)|\[/?INST\]|^#{1,6} |```"
-    r"|\*\*[^*\n]+\*\*|\bas an ai\b"
-    r"|\bai (?:language )?(?:model|assistant)\b|\blanguage model\b|\bchatbot\b|\brewrit(?:e|ten|ing) (?:the "
-    r"|this |your )?(?:question|answer|version|dialogue|response|message)"
-    r"|\b(?:here|below) (?:is|are|'s) (?:the|a|an|your|my) (?:\w+ ){0,2}(?:rewr\w+|revis\w+|version|dialogue"
-    r"|response)|\bneutral question\b"
-    r"|\bmy (?:system )?(?:prompt|instructions)\b|\bthe (?:system )?prompt\b|\bprevious instructions\b"
-    r"|\b(?:sentences|segments) (?:of the source|to keep|by number)\b",
-    re.I | re.M,
+    r"^\W*(?:patient|doctor|dr|user|assistant|system|human|physician|therapist|question|answer|response|output|input"
+    r"|rewrite|note) ?:|<\|[^|<>]{0,40}\|>|</?s>|</?(?:think|system|user|assistant)|\[/?INST\]|^#{1,6} |```"
+    r"|\*\*[^*\n]+\*\*|\bas an ai\b|\bai (?:language )?(?:model|assistant)\b|\blanguage model\b|\bchatbot\b"
+    r"|\b(?:rewrit\w+|here is|below is) (?:the |this |your |an? |my )?(?:\w+ )?(?:question|answer|version|dialogue|response)"
+    r"|\bneutral question\b|\bmy (?:system )?(?:prompt|instructions)\b|\bthe (?:system )?prompt\b"
+    r"|\bprevious instructions\b|\b(?:sentences|segments) (?:of the source|to keep|by number)\b",
+    re.I,
 )
 _PLACEHOLDER = re.compile(
     r"\[[^\[\]\n]{0,60}\]|\{[^{}\n]{0,40}\}|<[a-z][a-z _'-]{1,30}>|(?:^|\s|\()(?:\.{3,}|…)(?=\s|\)|$)|_{2,}|\bx{3,}\b"
@@ -52,12 +45,12 @@ _PLACEHOLDER = re.compile(
     re.I,
 )
 _SIDE = re.compile(
-    r"\b(left|right) (?:\w+ )?(?:side|arm|hand|leg|foot|eye|ear|breast|knee|hip|shoulder|ankle|wrist|thumb|calf|lung|kidney)"
+    r"\b(left|right) (?:\w+ )?(?:side|arm|hand|leg|foot|eye|ear|breast|knee|hip|shoulder|ankle|wrist|calf|lung|kidney)"
 )
 _FOREIGN = re.compile(r"[\u0370-\u1fff\u3040-\ud7af\uff66-\uffdc]+")
 _LINK = re.compile(
-    r"https?://|\bwww\.|\S+@\S+\.\w|#\w{3,}|\b\w+\.(?:com|net|org|example)\b"
-    r"|[\U0001F300-\U0001FAFF]|\b[A-Z]{3,} [A-Z]{2,} [A-Z]{2,}"
+    r"https?://|\bwww\.|\S+@\S+\.\w|#\w{3,}|\b\w+\.(?:com|net|org|example)\b|[\U0001F300-\U0001FAFF]"
+    r"|\b[A-Z]{3,} [A-Z]{2,} [A-Z]{2,}"
 )
 _MACHINE = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules|guidelines)\b"
