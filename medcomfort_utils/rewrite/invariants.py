@@ -26,7 +26,7 @@ ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "p
     ("2", "times"),
 }  # "a day", "an hour": often no number at all
 _BREAKS = frozenset(", ; : ( ) and but or which because as so while when if unless since".split())
-_FLIPPING = {"amount", "start", "safe", "often", "prevent"}  # "not more" is "less"; "not before" is not "after"
+_FLIPPING = {"amount", "start", "safe", "often"}  # "not more" is "less"; "not before" is not "after"
 _ENDS = frozenset(", ; : ( ) . ? ! then but because".split())
 
 
