@@ -164,14 +164,13 @@ def promises(text: str) -> list[str]:
 
 
 _PREDICATES = {"is", "are", "was", "were", "can", "must", "of"}
-_SOFTENERS = frozenset(
-    "please just do not never then and so also now instead always only simply or but today tonight first kindly".split()
-)
+_SOFTENERS = "please just do not never then and so also now instead always only or but today tonight first kindly"
 _ASKING = re.compile(
     r"\b(?:(?:should|must|ought to|had better|needs? to|ha(?:ve|s) to|(?:you|he|she|they|we) (?:may|can|could|might))"
     r"(?: not)?|(?:no|not|any) (?:need|reason|harm)(?: \w+)? to|(?:fine|okay|ok|safe|free|better|best|wise|enough) to"
     r"|(?:advise|recommend|suggest|want|urge|like)(?: that)? you(?: to)?|i (?:would )?(?:suggest|recommend|advise)"
-    r"|why not|how about|consider|i would|(?:try|remember|sure) to|need not) (?:(?:also|just|now|\w+ly) )*(?P<verb>[a-z]+)"
+    r"|why not|how about|consider|i would|(?:try|remember|sure) to|need not) (?:(?:also|just|now|\w+ly) )*"
+    r"(?P<verb>[a-z]+)"
 )
 _KIND = re.compile(
     r"\b(?:tak(?:e|ing) (?:\w+ )?(?:care|heart|comfort|courage|time|breath|pride|things|one (?:day|step))|have been"
@@ -220,7 +219,7 @@ def _instructs(tokens: list[str]) -> bool:
         return True
     if _KIND.search(said):
         return False
-    first = next((i for i, token in enumerate(tokens) if token not in _SOFTENERS), len(tokens))
+    first = next((i for i, token in enumerate(tokens) if token not in _SOFTENERS.split()), len(tokens))
     orders = tokens[first : first + 1] if _commands(tokens[first : first + 2]) else []
     asked = {stem(match["verb"]) for match in _ASKING.finditer(said)}
     verbs = {*map(stem, orders), *asked}

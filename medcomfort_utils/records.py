@@ -103,8 +103,8 @@ class Rewrite(_Conversation):
 
     `condition`: `original` (neutral question, plain answer), `soothing_answer` (neutral question, soothing answer),
     `emotional` (emotional question, soothing answer) or `comfort_only` (emotional question, comfort without knowledge).
-    `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong), where a prompt asked for one. `segments`: how
-    the answer was composed; empty for text written freely.
+    `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong), where a prompt asked for one. `segments`:
+    how the answer was composed; empty for text written freely.
     """
 
     dialogue_id: str
@@ -189,8 +189,8 @@ def to_preference(
     """Prompt/chosen/rejected rows for DPO.
 
     The answer of the condition `target` is chosen over those named in `against`. With `soothing_answer` in `against`,
-    `emotional` adds neutral questions that prefer the plain answer to a soothing one; `neutral_fraction` is the share of
-    these kept, 0 for the other targets.
+    `emotional` adds neutral questions that prefer the plain answer to a soothing one; `neutral_fraction` is the share
+    of these kept, 0 for the other targets.
     """
     check_pairs(target, neutral_fraction, against)
     taught, neutral, dialogues = [], [], {}

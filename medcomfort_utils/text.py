@@ -13,14 +13,14 @@ _FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, exp
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)(?:\s+[\w:-]+\s*=[^<>]{0,500})?\s*/?>")
 _UNUSUAL = re.compile(r"[<&`\x00-\x08\x0b-\x1f\x7f]")
 _INLINE = {"a", "b", "i", "u", "em", "strong", "span", "font", "small", "sub", "big", "code"}
-_INVISIBLE = (0xAD, 0x200B, 0x200C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0x061C, 0x180E, 0xFEFF)
+_INVISIBLE = (0xAD, 0x61C, 0x180E, 0x200B, 0x200C, 0x200E, 0x200F, *range(0x202A, 0x202F), 0xFEFF)
 _WIDE = (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))
 _NAMES = {
     **{ord(mark): "'" for mark in "\u2018\u2019\u201b\u02bc\u02b9\u2032"},
     **{ord(mark): '"' for mark in "\u201c\u201d\u201f\u2033"},
     **{ord(mark): "-" for mark in "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"},
     **{code: code - 0xFEE0 for code in _WIDE},
-    **dict.fromkeys(_INVISIBLE),
+    **dict.fromkeys((*_INVISIBLE, *range(0x2060, 0x2070))),
     0x3BC: 0xB5,
 }
 
@@ -60,12 +60,14 @@ def _blanks(text: str) -> str:
 # Tried by hand on real answers and on 33 hard cases (`tests/test_text.py`): pysbd fails 7 of them and takes 6 s for
 # 95 kB and three times that for twice as much; spaCy's sentencizer fails 14, untrained Punkt 17. Hence these rules,
 # which only choose where to cut.
-_END = re.compile(r"(?:[.!?\u2026]+[\"')\]]*(?=\s|$|(?<=[a-z)][.?!])[A-Z][a-z])|[\u3002\uff01\uff1f]+[\u201d\u2019\"]*)")
+_END = re.compile(
+    r"(?:[.!?\u2026]+[\"')\]]*(?=\s|$|(?<=[a-z)][.?!])[A-Z][a-z])|[\u3002\uff01\uff1f]+[\u201d\u2019\"]*)"
+)
 _MARKS = re.compile(rf"{_END.pattern}|\n+|(?<!\S)\d{{1,2}}[.)](?=\s+\S)|(?<=\S )[\u2022](?= )")
 _SEMICOLON = re.compile(r"[\u3002\uff01\uff1f\uff1b!?]+[\u201d\u2019\"]*|\n+")
-_NEVER = frozenset("dr mr mrs ms prof vs approx ca cf e.g i.e eg viz incl resp fig".split())
+_NEVER = r"dr|mr|mrs|ms|prof|vs|approx|ca|cf|e\.g|i\.e|eg|viz|incl|resp|fig"
 # These may end a sentence: what comes next decides.
-_MAYBE = frozenset("etc tab cap inj syr sol deg ft temp hrs hr wks yrs al max min st jr sr dept no".split())
+_MAYBE = r"etc|tab|cap|inj|syr|sol|deg|ft|temp|hrs?|wks|yrs|al|max|min|st|jr|sr|dept|no|(?:[a-z]\.)+[a-z]"
 
 
 def _goes_on(text: str, start: int, match: re.Match) -> bool:
@@ -80,9 +82,9 @@ def _goes_on(text: str, start: int, match: re.Match) -> bool:
         return after.islower()
     if re.fullmatch(r"\d{1,2}", word):  # the number of a step; or "2. 5 ml", a decimal torn apart
         return not text[start : match.start() - len(word)].strip() or (after.isdigit() and "\n" not in follows[0])
-    if word in _NEVER:
+    if re.fullmatch(_NEVER, word):
         return True
-    if word in _MAYBE or re.fullmatch(r"(?:[a-z]\.)+[a-z]", word):
+    if re.fullmatch(_MAYBE, word):
         return after.isdigit() if word == "no" else not (after.isupper() or "\n" in follows[0]) or word == "st"
     if re.fullmatch(r"[A-Z]", before):  # an initial: "J. Smith", but "vitamin C. Then"
         return after.islower() or not text[start : match.start() - 1].strip()
@@ -148,13 +150,13 @@ def tokens(plain: str, marks: bool = False) -> list[str]:
     return [token for token in _WORD.findall(plain) if marks or token[0].isalnum()]
 
 
-_LANGUAGES = "en zh ja ko de fr es it pt nl pl ru tr sv ar hi".split()
+_LANGUAGES = "en zh ja ko de fr es it pt nl pl ru tr sv ar hi"
 
 
 @functools.lru_cache(maxsize=1)
 def _identifier() -> LanguageIdentifier:
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages(_LANGUAGES)
+    identifier.set_languages(_LANGUAGES.split())
     return identifier
 
 
@@ -169,12 +171,10 @@ def language(text: str) -> str:
 
 # --- Negation ------------------------------------------------------------------------------------------------------
 
-DENYING = frozenset(
-    "not no non never without nor neither none nobody nothing cannot deny denies denied denying avoid avoids avoiding".split()
-)
-_CLAUSE = frozenset(
-    ", ; : . ! ? ( ) but although though however because since so whereas while if unless when until".split()
-)
+_DENYING = "not no non never without nor neither none nobody nothing cannot deny denies denied denying avoid avoids"
+DENYING = frozenset([*_DENYING.split(), "avoiding"])
+_ENDING = "but although though however because since so whereas while if unless when until"
+_CLAUSE = frozenset([*",;:.!?()", *_ENDING.split()])
 
 
 def negated(said: list[str]) -> set[int]:

@@ -3,8 +3,8 @@
     python scripts/measure_gates.py                       # the sets of tests/labelled
     python scripts/measure_gates.py mine.jsonl other.jsonl
 
-A set outside the repository is a JSONL file, a rewrite a line: `kind` (any word), `good` (true or false), `dialogue` and
-`rewrite` (as in `records`). The sets of tests/labelled were seen while the rules were made.
+A set outside the repository is a JSONL file, a rewrite a line: `kind` (any word), `good` (true or false), `dialogue`
+and `rewrite` (as in `records`). The sets of tests/labelled were seen while the rules were made.
 """
 
 import argparse
@@ -30,7 +30,8 @@ def pair(entry: dict, question: str, answer: str, condition: str, asked: str = "
     """A rewrite of a labelled dialogue beside it; `asked`: what the patient wrote besides."""
 
     def turns(*texts: str) -> list[dict]:
-        return [{"role": role, "content": text.strip()} for role, text in zip(("user", "assistant"), texts, strict=True)]
+        roles = zip(("user", "assistant"), texts, strict=True)
+        return [{"role": role, "content": text.strip()} for role, text in roles]
 
     known = {"id": "labelled", "source": "labelled", "split": "train"}
     known |= {name: entry[name] for name in ("facts", "red_flags")}
@@ -41,9 +42,8 @@ def pair(entry: dict, question: str, answer: str, condition: str, asked: str = "
 
 def labelled(folder: Path = ROOT / "tests/labelled") -> Iterator[Labelled]:
     """The rewrites of tests/labelled; sentences and obeyed orders are put behind the answers of three dialogues."""
-    rewrites, additions, orders = (
-        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("rewrites", "additions", "orders")
-    )
+    files = (folder / f"{name}.yaml" for name in ("rewrites", "additions", "orders"))
+    rewrites, additions, orders = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in files)
     for part, entries in rewrites.items():
         for entry in entries:
             good = entry["good"]
@@ -62,7 +62,8 @@ def labelled(folder: Path = ROOT / "tests/labelled") -> Iterator[Labelled]:
 
     for part, kinds in additions.items():
         for kind, texts in kinds.items():
-            yield from ((f"additions, {part}", kind, kind == "soothing", *each) for said in texts for each in added(said))
+            found = (each for said in texts for each in added(said))
+            yield from ((f"additions, {part}", kind, kind == "soothing", *each) for each in found)
     for part, given in orders.items():
         obeyed = [order for order in given["orders"] if "obeyed" in order]
         for kind, rows in (("obeyed", obeyed), ("answer", given["requests"])):
@@ -85,7 +86,8 @@ def measured(rewrites: Iterator[Labelled]) -> pd.DataFrame:
     """A row a set: how many `broken` there are and the share `found`, how many `good` and the share `stopped`."""
     rows = [(name, good, any(not gate.passed for gate in check(*pair))) for name, _, good, *pair in rewrites]
     table = pd.DataFrame(rows, columns=["set", "good", "failed"]).groupby(["set", "good"])["failed"]
-    found = table.agg(["size", "mean"]).unstack().reindex(columns=pd.MultiIndex.from_product([["size", "mean"], [False, True]]))
+    columns = pd.MultiIndex.from_product([["size", "mean"], [False, True]])
+    found = table.agg(["size", "mean"]).unstack().reindex(columns=columns)
     found.columns = ["broken", "good", "found", "stopped"]
     return found[["broken", "found", "good", "stopped"]].round(2)
 

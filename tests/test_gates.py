@@ -76,14 +76,10 @@ def test_omitted_doubled_and_reworded_sentences_are_always_found():
     ("said", "gate"),
     [
         ("I have 3 children and know it hurts you.", "own_words_plain"),
-        ("Poor you, with all that bisoprolol.", "own_words_plain"),
-        ("You carry so much. " * 25, "sentences_kept"),
-        ("You should see another doctor.", "no_new_advice"),
-        ("You will be fine.", "no_promise"),
-        ("It hurts you like a kidney stone.", "no_new_facts"),
-        ("I am sorry, [name].", "no_placeholder"),
-        ("As an AI I feel with you.", "no_role_leak"),
-        ("I am unable to help with this, I am sorry.", "no_refusal"),
+        ("Poor you, with all that bisoprolol.", "own_words_plain"), ("You carry so much. " * 25, "sentences_kept"),
+        ("You should see another doctor.", "no_new_advice"), ("You will be fine.", "no_promise"),
+        ("It hurts you like a kidney stone.", "no_new_facts"), ("I am sorry, [name].", "no_placeholder"),
+        ("As an AI I feel with you.", "no_role_leak"), ("I am unable to help with this, I am sorry.", "no_refusal"),
         ("Es tut mir so leid, dass du das alles durchmachen musst.", "language"),
     ],
 )
@@ -92,7 +88,7 @@ def test_own_words_of_a_composition(said, gate):
 
 
 def test_an_emergency_comes_first_or_behind_a_few_words():
-    source, flagged = "This may be your heart. Call an ambulance now. Sit down.", {"red_flags": ["Call an ambulance now."]}
+    source, flagged = "It may be your heart. Call an ambulance now. Rest.", {"red_flags": ["Call an ambulance now."]}
     assert composed(source, COMFORT, [2, 1, 3], **flagged) == {} == composed(source, [2], COMFORT, [1, 3], **flagged)
     assert "sentences_kept" in composed(source, COMFORT, [1, 2, 3], **flagged)
     assert "sentences_kept" in composed(source, COMFORT, "You are not alone in this.", [2, 1, 3], **flagged)
@@ -117,7 +113,7 @@ BROKEN = [
     ("The platelets are 150 x 10⁹ per litre. Rest.", "10⁹", "10⁶"),
     (TWO, "5 mg in the morning and atorvastatin 20 mg", "20 mg in the morning and atorvastatin 5 mg"),
     (TWO, "5 mg in the morning and atorvastatin 20 mg at night", "5 mg at night and atorvastatin 20 mg in the morning"),
-    (STEPS, *(f"{a} mg of paracetamol every 6 hours. If that is not enough, add {b}" for a, b in ((500, 400), (400, 500)))),
+    (STEPS, *(f"{a} mg of paracetamol every 6 hours. If that is not enough, add {900 - a}" for a in (500, 400))),
     (STEPS, "within 3 days", "after 3 days"),
     (STEPS, "after meals", "before meals"),
     (STEPS, "If that", "Unless that"),
@@ -139,10 +135,7 @@ MENDED = [
     *(
         (f"Take {old} of it with food. Then rest.", old, new)
         for old, new in (
-            ("2,5 mg", "2.5 mg"),
-            ("2. 5 ml", "2.5 ml"),
-            ("2 \u03bcg", "2 \u00b5g"),
-            ("twenty five mg", "25 mg"),
+            ("2,5 mg", "2.5 mg"), ("2. 5 ml", "2.5 ml"), ("2 \u03bcg", "2 \u00b5g"), ("twenty five mg", "25 mg"),
             ("5 mg tds", "5 mg three times a day"),
         )
     ),
@@ -153,7 +146,7 @@ MENDED = [
         (f"{no} take ibuprofen with your warfarin.", no, "Don't")
         for no in ("Don´t", "Don`t", "Don\u0092t", "donâ€™t", "Don\ufffdt", "Dont")
     ),
-    ("If it rises above 39, call your doctor.", "If it rises above 39, call your doctor", "Call your doctor if it rises above 39"),
+    ("If it rises above 39, call me.", "If it rises above 39, call me", "Call me if it rises above 39"),
 ]
 
 
@@ -173,9 +166,7 @@ LIMIT = "Do not take more than 1200 mg a day. See a doctor if the fever lasts lo
 @pytest.mark.parametrize(
     "said",
     [
-        "Skip the doctor.",
-        "Let the fever burn, it cleans the blood.",
-        "You are out of danger.",
+        "Skip the doctor.", "Let the fever burn, it cleans the blood.", "You are out of danger.",
         "That lump is just a harmless cyst.",
     ],
 )
@@ -186,10 +177,8 @@ def test_own_words_that_advise_or_promise_are_stopped(said):
 @pytest.mark.parametrize(
     "said",
     [
-        "I cannot promise that you will be fine.",
-        "You are not alone with this.",
-        "It is no wonder that you are worn out.",
-        "Thank you for trusting me with it.",
+        "I cannot promise that you will be fine.", "You are not alone with this.",
+        "It is no wonder that you are worn out.", "Thank you for trusting me with it.",
     ],
 )
 def test_own_words_that_comfort_pass(said):

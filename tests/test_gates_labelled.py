@@ -3,6 +3,7 @@
 The sets were seen while the rules were made: floors against decay, no measure of what is found elsewhere.
 """
 
+import json
 import sys
 
 import pytest
@@ -31,7 +32,7 @@ def test_broken_ones_are_found_and_good_ones_pass(table, name):
 
 def test_a_set_outside_the_repository(tmp_path):
     name, kind, good, dialogue, rewrite = next(measure_gates.labelled())
-    row = f'{{"kind": "good", "good": true, "dialogue": {dialogue.model_dump_json()}, "rewrite": {rewrite.model_dump_json()}}}'
-    (tmp_path / "mine.jsonl").write_text(row)
+    row = {"kind": kind, "good": good, "dialogue": dialogue.model_dump(), "rewrite": rewrite.model_dump()}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row))
     table = measure_gates.measured(measure_gates.outside(tmp_path / "mine.jsonl"))
     assert table.loc["mine", "good"] == 1 and table.loc["mine", "stopped"] == 0

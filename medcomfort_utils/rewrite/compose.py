@@ -87,7 +87,8 @@ def problems(segments: Sequence[Segment], count: int, first: int = 0) -> list[st
         told.append(f"The say segments have {words} words together; at most {MOST_SAID} are allowed.")
     head = segments[1:] if segments and 0 < len(segments[0].say.split()) <= SHORT else segments
     if first in kept and head[0].keep[:1] != [first]:
-        told.append(f"Sentence {first} is urgent now: it must come first, or right behind one say of at most {SHORT} words.")
+        place = f"it must come first, or right behind one say of at most {SHORT} words"
+        told.append(f"Sentence {first} is urgent now: {place}.")
     return told
 
 

@@ -5,8 +5,8 @@ composition (`segments`) is checked exactly; of a text written freely it is reco
 """
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import pandas as pd
@@ -34,7 +34,8 @@ _LEAK = re.compile(
     r"^\W*(?:patient|doctor|dr|user|assistant|system|human|physician|therapist|question|answer|response|output|input"
     r"|rewrite|note) ?:|<\|[^|<>]{0,40}\|>|</?s>|</?(?:think|system|user|assistant)|\[/?INST\]|^#{1,6} |```"
     r"|\*\*[^*\n]+\*\*|\bas an ai\b|\bai (?:language )?(?:model|assistant)\b|\blanguage model\b|\bchatbot\b"
-    r"|\b(?:rewrit\w+|here is|below is) (?:the |this |your |an? |my )?(?:\w+ )?(?:question|answer|version|dialogue|response)"
+    r"|\b(?:rewrit\w+|(?:here|below) is) (?:the |this |your |an? |my )?(?:\w+ )?"
+    r"(?:question|answer|version|dialogue|response|message)"
     r"|\bneutral question\b|\bmy (?:system )?(?:prompt|instructions)\b|\bthe (?:system )?prompt\b"
     r"|\bprevious instructions\b|\b(?:sentences|segments) (?:of the source|to keep|by number)\b",
     re.I,
@@ -54,10 +55,10 @@ _LINK = re.compile(
 )
 _MACHINE = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules|guidelines)\b"
-    r"|\byou are (?:now |no longer )?(?:an? )?(?:ai|language model|chatbot|bot|machine)\b|\b(?:system prompt|jailbreak)\b"
-    r"|(?:^|\n)(?:system|assistant|instruction) ?:|<\||<!--|```"
+    r"|\byou are (?:now |no longer )?(?:an? )?(?:ai|language model|chatbot|bot|machine)\b|\bjailbreak\b"
+    r"|\bsystem prompt\b|(?:^|\n)(?:system|assistant|instruction) ?:|<\||<!--|```"
     r"|\b(?:add|say|write|mention|include|insert|append|print|output|state|claim|begin|start|end|finish|close|repeat)\b"
-    r"[^.!?]{0,60}\b(?:at the (?:very )?(?:end|beginning|start|top|bottom)|in (?:your|the|every) (?:answer|reply|response)"
+    r"[^.!?]{0,60}\b(?:at the (?:very )?(?:end|beginning|start|top|bottom)|in (?:your|the|every) (?:answer|reply)"
     r"|(?:your|the|every) (?:answer|reply|response|message) with)\b",
     re.I,
 )
@@ -187,8 +188,8 @@ def _new_content(source: Iterable[Said], text: list[Said]) -> list[str]:
     known, letters = {value for said in source for value, _ in said.quantities}, " ".join(said.words for said in source)
     numbers = {key for said in text for key in said.quantities if key[0] not in known and key[1]} - ONE
     named = _union("clinical", text) - _union("clinical", source) - lexicon("figurative")
-    named = {name for name in named if name[:5] not in letters} | _union("medicines", text) - _union("medicines", source)
-    return sorted(named | {" ".join(key) for key in numbers})
+    medicines = _union("medicines", text) - _union("medicines", source)
+    return sorted({name for name in named if name[:5] not in letters} | medicines | {" ".join(key) for key in numbers})
 
 
 def question_unchanged(case: Case) -> str:
@@ -299,12 +300,12 @@ def check(dialogue: Dialogue, rewrite: Rewrite) -> list[Gate]:
 
 def report(rewrites: Iterable[Rewrite]) -> pd.DataFrame:
     """How often each gate failed: `gate`, `condition`, `checked`, `failed`, `share` in [0, 1]."""
-    found: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    checked, failed = Counter(), Counter()
     for rewrite in rewrites:
         for gate in rewrite.gates:
-            found[gate.name, rewrite.condition].append(not gate.passed)
-    order = dict.fromkeys([USABLE, *(gate.__name__ for gates in _GATES.values() for gate in gates)])
-    order = [*order, *dict.fromkeys(name for name, _ in found)]
-    rows = sorted(found.items(), key=lambda item: (order.index(item[0][0]), list(_GATES).index(item[0][1])))
-    table = [(*key, len(failed), sum(failed), sum(failed) / len(failed)) for key, failed in rows]
-    return pd.DataFrame(table, columns=["gate", "condition", "checked", "failed", "share"])
+            checked[gate.name, rewrite.condition] += 1
+            failed[gate.name, rewrite.condition] += not gate.passed
+    order = [USABLE, *(gate.__name__ for gates in _GATES.values() for gate in gates), *(name for name, _ in checked)]
+    keys = sorted(checked, key=lambda key: (order.index(key[0]), list(_GATES).index(key[1])))
+    rows = [(*key, checked[key], failed[key], failed[key] / checked[key]) for key in keys]
+    return pd.DataFrame(rows, columns=["gate", "condition", "checked", "failed", "share"])

@@ -25,9 +25,10 @@ ONE = {("1", unit) for unit in (*_TIME, "a day", "tablet", "capsule", "drop", "p
     ("7", "day"),
     ("2", "times"),
 }  # "a day", "an hour": often no number at all
-_BREAKS = frozenset(", ; : ( ) and but or which because as so while when if unless since".split())
+_LINKING = "and but or which because as so while when if unless since"
+_BREAKS = frozenset([*",;:()", *_LINKING.split()])
 _FLIPPING = {"amount", "start", "safe", "often"}  # "not more" is "less"; "not before" is not "after"
-_ENDS = frozenset(", ; : ( ) . ? ! then but because".split())
+_ENDS = frozenset([*",;:().?!", "then", "but", "because"])
 
 
 @cache
@@ -91,8 +92,8 @@ class Said:
 
     def clauses(self, breaks: frozenset[str] = _BREAKS) -> list[range]:
         """The places of the tokens of each clause."""
-        ends = [i for i, token in enumerate(self.tokens) if token in breaks]
-        return [range(start, end) for start, end in zip([0, *(i + 1 for i in ends)], [*ends, len(self.tokens)], strict=True)]
+        ends = [*(i for i, token in enumerate(self.tokens) if token in breaks), len(self.tokens)]
+        return [range(start, end) for start, end in zip([0, *(i + 1 for i in ends)], ends, strict=False)]
 
     def content_of(self, clause: range) -> frozenset[str]:
         return frozenset(self.stems[clause.start : clause.stop]) - {""}
@@ -170,7 +171,7 @@ def read(text: str) -> tuple[Said, ...]:
 
 
 class Alignment:
-    """A text beside its source: what is not verbatim on each side (`old`, `new`), the text's `own` words, `reworded`."""
+    """A text beside its source: what is not verbatim (`old`, `new`), and which of `new` is `own` or `reworded`."""
 
     def __init__(self, source: str, text: str):
         self.source, self.text = read(source), read(text)

@@ -1,4 +1,4 @@
-"""Records of a file or a Hugging Face dataset, one after the other, and where a record holds its question and answer."""
+"""Records of a file or a Hugging Face dataset, one at a time, and where a record holds its question and answer."""
 
 import csv
 import json

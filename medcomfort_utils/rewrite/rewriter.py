@@ -121,7 +121,9 @@ class LLMRewriter:
                 made += await self._answered(ask, dialogue, "emotional", emotion, asked["question"].strip())
         return dialogue, made + await self._answered(ask, dialogue, "soothing_answer", "", dialogue.question)
 
-    async def _answered(self, ask: Ask, dialogue: Dialogue, condition: str, emotion: str, question: str) -> list[Rewrite]:
+    async def _answered(
+        self, ask: Ask, dialogue: Dialogue, condition: str, emotion: str, question: str
+    ) -> list[Rewrite]:
         """The question with its soothing answer and, if it is emotional, with the answer's own words alone."""
         answer = await _asked(ask, dialogue, self.answer_request(dialogue, question, emotion))
         if isinstance(answer, Unusable):

@@ -78,7 +78,8 @@ class Corpus:
     ):
         if limit < 0:
             raise MedComfortError(f"limit: {limit} is no count; give 0 for all records or a positive whole number.")
-        self._records, self._limit, self._seed, self._lang = open_records(source, revision, split, config), limit, seed, lang
+        self._limit, self._seed, self._lang = limit, seed, lang
+        self._records = open_records(source, revision, split, config)
         self.name = self._records.name
         some = [record for _, record in islice(self._records.read(), LOOKED_AT)]
         self._layout = layout_of(some, self._records.shown, question_field, answer_field, facts_field)
