@@ -73,7 +73,7 @@ def prescriptions(text: str) -> set[tuple[str, str, str]]:
     A quantity belongs to the medicine right behind it ("500 mg of paracetamol"), else to the last one before it, else
     to the only one of the sentence, else to none (an empty name).
     """
-    return set().union(*(_triples(unified(sentence)) for sentence in sentences(text)), set())
+    return set().union(*(_triples(unified(sentence)) for sentence in sentences(text)))
 
 
 def _triples(text: str) -> set[tuple[str, str, str]]:
@@ -82,13 +82,12 @@ def _triples(text: str) -> set[tuple[str, str, str]]:
         dose = quantity.unit in DOSE_UNITS
         if not (dose or quantity.unit in ("a day", "a week") or quantity.unit.startswith("every")):
             continue
-        behind = [d for d in drugs if d[1] > quantity.start]
-        close = behind and re.fullmatch(
-            r"[\d.^]+ ?-?\S+ (?:tablets? )?(?:of )?(?:the )?", text[quantity.start : behind[0][1]]
-        )
-        before = [d for d in drugs if d[1] < quantity.start]
-        owner = ("", 0) if not drugs else behind[0] if (close and dose) or not before else before[-1]
-        taken.setdefault(owner, {True: [], False: []})[dose].append(f"{quantity.value} {quantity.unit}")
+        behind = next((drug for drug in drugs if drug[1] > quantity.start), None)
+        *_, before = [None, *(drug for drug in drugs if drug[1] < quantity.start)]
+        between = text[quantity.start : behind[1]] if dose and behind else ""
+        close = re.fullmatch(r"[\d.^]+ ?-?\S+ (?:tablets? )?(?:of )?(?:the )?", between)
+        owner = behind if close or not before else before
+        taken.setdefault(owner or ("", 0), {True: [], False: []})[dose].append(f"{quantity.value} {quantity.unit}")
     return {(drug, "+".join(kinds[True]), "+".join(kinds[False])) for (drug, _), kinds in taken.items()}
 
 
@@ -96,32 +95,32 @@ def _triples(text: str) -> set[tuple[str, str, str]]:
 
 _PLACE = re.compile(
     r"\b(?:ambulance|a ?(?:&|and) ?e|casualty|er|ed|911|999|112|108|hospital|helpline|hotline|crisis line"
-    r"|poison cent(?:er|re)"
-    r"|emergency(?! contracept\w+)(?: (?:room|department|services?|care|unit|line|number))?)\b"
+    r"|poison cent(?:er|re)|emergency(?! contracept))\b"
 )
 _GO = re.compile(
-    r"\b(?:call|ring|dial|phone|go|rush|head|get|come|attend|report|seek|visit|contact|reach|take (?:him|her|them"
-    r"|your \w+)"
-    r"|taken|(?:be|get) (?:seen|admitted|examined|checked)|needs? (?:to|an?|medical|urgent)|see)\b"
+    r"\b(?:call|ring|dial|phone|go|rush|head|get|come|attend|report|seek|visit|contact|reach|taken|see"
+    r"|(?:be|get) (?:seen|admitted|examined|checked)|needs? (?:to|an?|medical|urgent)|take (?:him|her|them|your \w+))\b"
 )
 _AT_ONCE = re.compile(
-    r"\b(?:immediate(?:ly)?|at once|right away|straight ?away|urgent(?:ly)?|today|tonight|right now"
-    r"|as soon as possible|asap"
-    r"|without (?:any )?delay|emergency|promptly|now(?=[.!]*$))"
+    r"\b(?:immediate(?:ly)?|at once|right away|straight ?away|urgent(?:ly)?|today|tonight|right now|promptly"
+    r"|as soon as possible|without (?:any )?delay|now(?=[.!]*$))"
 )
 _CARE = re.compile(
-    r"\b(?:doctors?|gp|care|attention|help|clinic|nurse|physician|evaluation|evaluated|examin\w+|seen|checked"
-    r"|specialist|\w+ologist"
-    r"|\w+ician|surgeon|surgery|treatment|hospital|assessed|assessment)\b"
+    r"\b(?:doctors?|gp|care|attention|help|clinic|nurse|evaluat\w+|examin\w+|seen|checked|assess\w+"
+    r"|specialist|\w+ologist|\w+ician|surgeon|treatment)\b"
 )
+_NOT_NEEDED = re.compile(r"\b(?:no|not) (?:\w+ ){0,4}?(?:need|require\w*|necessary|urgent|emergency)\b[^,;.]*")
 CONDITIONAL = re.compile(r"\b(?:if|in case|should (?:you|it|he|she|they)|when(?:ever)?|unless)\b")
 
 
 def is_urgent(sentence: str) -> bool:
     """Whether a sentence calls for care now, or for care at once if something happens."""
-    said = " ".join(words(sentence, marks=True)).replace(" & ", "&")
-    said = re.sub(r"\b(?:no|not) (?:\w+ ){0,4}?(?:need|require\w*|necessary|urgent|emergency)\b[^,;.]*", "", said)
+    said = _NOT_NEEDED.sub("", _plain(sentence))
     return not sentence.rstrip().endswith("?") and bool(_GO.search(said)) and _at_once(said)
+
+
+def _plain(sentence: str) -> str:
+    return " ".join(words(sentence, marks=True)).replace(" & ", "&")
 
 
 def _at_once(said: str) -> bool:
@@ -130,7 +129,7 @@ def _at_once(said: str) -> bool:
 
 def names_urgent_care(sentence: str) -> bool:
     """Whether a sentence names urgent care, in whatever form."""
-    return _at_once(" ".join(words(sentence, marks=True)).replace(" & ", "&"))
+    return _at_once(_plain(sentence))
 
 
 def is_emergency(sentence: str) -> bool:
@@ -141,23 +140,20 @@ def is_emergency(sentence: str) -> bool:
 # --- Promises and instructions --------------------------------------------------------------------------------------
 
 _GOOD = (
-    r"(?:fine|okay|ok|all ?right|well|cured|safe|better|healthy|perfect\w*|gone|normal|recover\w*|disappear\w*"
-    r"|heal\w*|pass|resolve\w*"
-    r"|go away|good as new|vanish\w*|clear|succeed|work out|turn out|out of danger|in no danger|harmless"
-    r"|nothing serious|benign)"
+    r"(?:fine|okay|ok|all ?right|well|cured|safe|better|healthy|perfect\w*|gone|normal|recover\w*|disappear\w*|heal\w*"
+    r"|pass|resolve\w*|go away|vanish\w*|clear|succeed|work out|turn out|nothing serious)"
 )
 _PROMISE = re.compile(
-    rf"\b(?:will|shall|'ll|going to|bound to|sure to|certain to) (?:\w+ ){{0,3}}?{_GOOD}\b"
-    r"|\bi (?:can |do |will )?(?:\w+ )?(?:promise|guarantee|assure|swear)\b|\bguaranteed\b|\bno (?:risk"
-    r"|danger)\b(?! \w+ing)"
+    rf"\b(?:will|shall|'ll|going to|bound to|sure to|certain to) (?:\w+ ){{0,3}}?{_GOOD}\b|\bout of danger\b"
+    r"|\bi (?:can |do |will )?(?:\w+ )?(?:promise|guarantee|assure|swear)\b|\bno (?:risk|danger)\b(?! \w+ing)"
     r"|\b(?:nothing|no (?:need|reason|cause)) (?:\w+ )?to (?:worry|fear|panic|be (?:afraid|scared|worried|concerned))"
-    r"|\bout of danger\b|\bperfectly (?:safe|fine|healthy|normal)\b|\bnothing (?:bad|serious|will happen|is wrong)\b"
+    r"|\bperfectly (?:safe|fine|healthy|normal)\b|\bnothing (?:bad|serious|will happen|is wrong)\b"
     r"|\b(?:is|are|was|'s) (?:\w+ ){0,2}?(?:harmless|benign|not (?:dangerous|serious|cancer))\b|\bdo not worry\b"
 )
 _NO_PROMISE = re.compile(
     r"\b(?:not|never|nobody|no one|nor|without) (?:\w+ ){0,3}?(?:promise|guarantee|assure|say|tell|know)"
-    r"|\b(?:hope\w*|hoping|wish\w*|if|may|might"
-    r"|whether|want\w*|feel\w*|would|wonder\w*|fear\w*|when|until|natural|normal to|can be|perfectly normal)\b"
+    r"|\b(?:hop(?:e\w*|ing)|wish\w*|if|may|might|whether|want\w*|feel\w*|would|wonder\w*|fear\w*|when|until|natural"
+    r"|normal to|can be|perfectly normal)\b"
 )
 
 
@@ -168,46 +164,32 @@ def promises(text: str) -> list[str]:
 
 
 _PREDICATES = {"is", "are", "was", "were", "can", "must", "of"}
-_SOFTENERS = (
-    "please just do not never then and so also now instead always only simply or but today tonight first kindly"
-)
+_SOFTENERS = "please just do not never then and so also now instead always only or but today tonight first kindly"
 _ASKING = re.compile(
-    r"\b(?:(?:should|must|ought to|had better|need to|needs to|have to|has to|(?:you|he|she|they|we) (?:may|can"
-    r"|could|might))(?: not)?"
-    r"|(?:no|not|any) (?:need|rush|hurry|reason|harm)(?: \w+)? to|(?:fine|okay|ok|all ?right|safe|free|better"
-    r"|best|wise|harmless|enough) to"
-    r"|(?:advise|recommend|suggest|want|urge|like)(?: that)? you(?: to)?|i (?:would )?(?:suggest|recommend"
-    r"|advise)|why not|how about|consider"
-    r"|i would|try to|remember to|make sure to|be sure to|not have to|need not|let us)"
-    r" (?:(?:also|just|now|then|always|simply|safely|still|even|at least|\w+ly) )*(?P<verb>[a-z]+)"
+    r"\b(?:(?:should|must|ought to|had better|needs? to|ha(?:ve|s) to|(?:you|he|she|they|we) (?:may|can|could|might))"
+    r"(?: not)?|(?:no|not|any) (?:need|reason|harm)(?: \w+)? to|(?:fine|okay|ok|safe|free|better|best|wise|enough) to"
+    r"|(?:advise|recommend|suggest|want|urge|like)(?: that)? you(?: to)?|i (?:would )?(?:suggest|recommend|advise)"
+    r"|why not|how about|consider|i would|(?:try|remember|sure) to|need not) (?:(?:also|just|now|\w+ly) )*"
+    r"(?P<verb>[a-z]+)"
 )
 _KIND = re.compile(
-    r"\b(?:tak(?:e|ing) (?:good |great )?(?:care|heart|comfort|courage|your time|all the time|time|a moment"
-    r"|an? \w*? ?breath|it (?:one|slow|easy)"
-    r"|things|one|each|in|pride)|let'?s\b|let (?:me|us|yourself|your \w+ (?:out|come))|giv(?:e|ing) yourself"
-    r"|go (?:easy|gently|slowly|through)"
-    r"|have (?:patience|faith|hope|courage|to (?:be|go|face|carry|live))|rest assured|keep (?:in mind|going"
-    r"|talking|asking|hoping)|stop \w+ing yourself|drop me"
-    r"|(?:call|give) (?:me|yourself|up hope)|see (?:how|why|that|you|yourself|the|what)|get through"
-    r"|go(?:ing)? (?:through|on)|have been|with you|get (?:used|over))\b"
+    r"\b(?:tak(?:e|ing) (?:\w+ )?(?:care|heart|comfort|courage|time|breath|pride|things|one (?:day|step))|have been"
+    r"|tak(?:e|ing) it (?:one|slow|easy)|with you"
+    r"|let (?:me|us|yourself|your \w+ (?:out|come))|(?:call|give) (?:me|yourself|up hope)|go(?:ing)? (?:through|on)"
+    r"|get (?:through|used|over)|keep going|see (?:how|why|that|you|the|what))\b"
 )
 _ABOUT = re.compile(
-    r"\b(?:doctors?|gp|medic\w+|drugs?|tablets?|pills?|dose|doses|course|tests?|treatment|care|hospital"
-    r"|specialist|clinic|nurse|check(?:-?ups?)?|follow-?ups?"
-    r"|appointment|referral|surgery|ambulance|a ?& ?e|emergency|symptoms?|pain|visits?|steroids?|examine\w*|attend)\b"
+    r"\b(?:doctors?|gp|medic\w+|drugs?|tablets?|pills?|doses?|course|tests?|treatment|care|hospital|specialist|clinic"
+    r"|check(?:-?ups?)?|appointment|surgery|emergency|symptoms?|pain|visits?|steroids?|examine\w*)\b"
 )
-_EXCUSE = re.compile(
-    r"\b(?:no (?:\w+ )?(?:need|hurry|rush|point|use|reason|attention)|unnecessary|(?:not|no longer|nobody|no one"
-    r"|hardly|never) (?:\w+ )?(?:needs?|necessary|required|mention|have to"
-    r"|has to|worth)|need not|needs? no|optional|pointless|waste|overreact\w*|only for|left out|best left|(?:do"
-    r"|doing|be fine) without|early enough|own choice|pushed? through"
-    r"|can (?:\w+ )?(?:wait|be (?:stopped|skipped|left))|perfectly (?:okay|ok|fine|safe))\b"
+_EXCUSE = re.compile(  # where the clause is about care
+    r"\b(?:no (?:\w+ )?(?:need|rush|point)|unnecessary|optional|waste|overreact\w*|only for|best left|own choice"
+    r"|(?:not|nobody|no one|never) (?:\w+ )?(?:needs?|necessary|required|have to|worth)|need not|do without"
+    r"|can (?:\w+ )?(?:wait|be (?:stopped|skipped|left)))\b"
 )
-_IDLE = re.compile(
-    r"\b(?:hold(?:ing)? off|rid(?:e|ing) it out|run (?:its|their) course|wait and see|do nothing|carry on as if"
-    r"|(?:no|not any) (?:\w+ )?(?:rush|hurry) (?:with|to get)"
-    r"|give it (?:another|a few|some more) (?:day|week|month)s?|sit it out|forget about the|can safely wait"
-    r"|ignore the)\b"
+_IDLE = re.compile(  # whatever it is about
+    r"\b(?:hold(?:ing)? off|rid(?:e|ing) it out|wait and see|do nothing|can safely wait|(?:ignore|forget about) the"
+    r"|no (?:\w+ )?(?:rush|hurry) (?:with|to get)|give it (?:another|a few) (?:day|week|month)s?)\b"
 )
 
 
@@ -231,21 +213,21 @@ def instructions(text: str) -> list[str]:
 
 def _instructs(tokens: list[str]) -> bool:
     said = " ".join(tokens)
-    care = bool(_ABOUT.search(said) or clinical(said) - lexicon("figurative"))
+    named = bool(_ABOUT.search(said))
+    care = named or bool(clinical(said) - lexicon("figurative"))
     if _IDLE.search(said) or (care and _EXCUSE.search(said)):
         return True
     if _KIND.search(said):
         return False
-    while tokens and tokens[0] in _SOFTENERS.split():
-        tokens = tokens[1:]
-    led = len(tokens) > 1 and not tokens[0].endswith(("ing", "ed")) and tokens[1] not in _PREDICATES
-    orders = {stem(tokens[0])} if led else set()
+    first = next((i for i, token in enumerate(tokens) if token not in _SOFTENERS.split()), len(tokens))
+    orders = tokens[first : first + 1] if _commands(tokens[first : first + 2]) else []
     asked = {stem(match["verb"]) for match in _ASKING.finditer(said)}
-    care |= bool(re.search(r"\b(?:it|them|both)\b", said) and (orders | asked) & {"stop", "take", "start", "drop", "use"})
-    return bool(
-        (orders | asked) & lexicon("deeds")
-        or (
-            care
-            and ((orders | asked) & lexicon("soft_deeds") or (_ABOUT.search(said) and asked - lexicon("social_verbs")))
-        )
-    )
+    verbs = {*map(stem, orders), *asked}
+    care = care or bool(verbs & {"stop", "take", "start", "drop", "use"} and {"it", "them", "both"} & {*tokens})
+    soft = verbs & lexicon("soft_deeds") or (named and asked - lexicon("social_verbs"))
+    return bool(verbs & lexicon("deeds") or (care and soft))
+
+
+def _commands(start: list[str]) -> bool:
+    """Whether a clause that starts with these two words may be a command."""
+    return len(start) == 2 and not start[0].endswith(("ing", "ed")) and start[1] not in _PREDICATES

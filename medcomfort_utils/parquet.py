@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from medcomfort_utils.paths import MedComfortError, existing, replacing, resolve, tidy
 from medcomfort_utils.records import Dialogue, Rewrite
 
-_TEXT_LIST = pa.list_(pa.string())
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_GATES = pa.list_(pa.struct([("name", pa.string()), ("passed", pa.bool_()), ("reason", pa.string())]))
-_SEGMENTS = pa.list_(pa.struct([("role", pa.string()), ("say", pa.string()), ("keep", pa.list_(pa.int32()))]))
-_TYPES = {"messages": _MESSAGES, "gates": _GATES, "segments": _SEGMENTS, "intensity": pa.int8()}
-_TYPES |= dict.fromkeys(("facts", "red_flags", "emotions"), _TEXT_LIST)
+_TYPES = {  # of all other fields: text
+    "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+    "gates": pa.list_(pa.struct({"name": pa.string(), "passed": pa.bool_(), "reason": pa.string()})),
+    "segments": pa.list_(pa.struct({"role": pa.string(), "say": pa.string(), "keep": pa.list_(pa.int32())})),
+    "intensity": pa.int8(),
+    **dict.fromkeys(("facts", "red_flags", "emotions"), pa.list_(pa.string())),
+}
 
 Record = TypeVar("Record", Dialogue, Rewrite)
 
@@ -65,7 +66,11 @@ def stream_records(path: str | Path, kind: type[Record]) -> Iterator[Record]:
             for batch in file.iter_batches(1000):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _record(row, kind, f"{tidy(found)}, row {number}")
+                    yield kind(**row)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = f"{tidy(found)}, row {number}: {'.'.join(map(str, problem['loc'])) or 'record'}"
+        raise MedComfortError(f"{place}: {problem['msg']}.") from error
     except (pa.ArrowException, OSError) as error:
         raise MedComfortError(f"{tidy(found)} is not a readable parquet file; run 01_rewrite again.") from error
 
@@ -73,12 +78,3 @@ def stream_records(path: str | Path, kind: type[Record]) -> Iterator[Record]:
 def read_records(path: str | Path, kind: type[Record], limit: int | None = None) -> list[Record]:
     """The records of a file in a list, or the first `limit` of them; raises as `stream_records` does."""
     return list(islice(stream_records(path, kind), limit))
-
-
-def _record(row: dict, kind: type[Record], place: str) -> Record:
-    try:
-        return kind(**row)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"])) or "record"
-        raise MedComfortError(f"{place}: {field}: {problem['msg']}.") from error

@@ -18,6 +18,11 @@ _SPELLED = re.compile(
 )
 _VULGAR = {"½": ".5", "¼": ".25", "¾": ".75", "⅓": ".33", "⅔": ".67", "⅛": ".125"}
 _DIVIDED = {"1/2": "0.5", "1/4": "0.25", "3/4": "0.75", "1/3": "0.33", "2/3": "0.67"}
+_COUNTS = re.compile(  # the quick look: whatever `unified` may have to change
+    rf"[\d°½¼¾⅓⅔⅛]| {{2}}|\b(?:{_ANY}|hundred|thousand|half|quarter|[btoqp]\.|[bto]d|tid|tds|q[id][ds]|bid|eod|prn|s\.o"
+    r"|once|twice|thrice|nocte|da(?:ily|ys?)|times|hourly|deg|(?:an?|single|the) (?:lit(?:er|re)|week|hour|month|year"
+    r"|tablet|capsule|puff|drop|teaspoon|gram|minute))"
+)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 
 _UNITS = {  # spellings: what is counted, and how many of these
@@ -109,7 +114,10 @@ def _number(match: re.Match) -> str:
 @functools.lru_cache(maxsize=8192)
 def unified(text: str) -> str:
     """The text in lower case, numbers, fractions, exponents and Latin dosing in one form: `tds` is `3 times a day`."""
-    text = re.sub(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(_RAISED), opened(text))
+    text = opened(text)
+    if not _COUNTS.search(text):  # most sentences
+        return text
+    text = re.sub(r"(?<=\d)[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(_RAISED), text)
     text = _SPELLED.sub(_number, text)
     text = re.sub(r"(?<![\d/])(?:1/2|1/4|3/4|1/3|2/3)(?![\d/])", lambda m: _DIVIDED[m[0]], text)
     for pattern, full in (*_REPAIRS, *_DOSING):

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from medcomfort_utils.paths import MedComfortError
 
 Split = Literal["train", "validation", "test"]
-Condition = Literal["original", "soothing_answer", "emotional", "comfort_only", "multiturn"]
+Condition = Literal["original", "soothing_answer", "emotional", "comfort_only"]
 Urgency = Literal["", "self_care", "routine", "soon", "emergency"]
 TARGETS = ("emotional", "soothing_answer", "original")  # the pairs of question and answer that may be taught
 REJECTED = ("original", "comfort_only", "soothing_answer")  # what a preference may be taught against
 EMOTIONS = ("fear", "sadness", "anger", "guilt", "loneliness")
-KNOWLEDGE = ("facts_kept", "facts_supported", "rouge_l")  # measures of it, the best first; a corpus may lack the earlier ones
+KNOWLEDGE = ("facts_kept", "facts_supported", "rouge_l")  # its measures, the best first; a corpus may lack some
 
 
 def knowledge_metric(counts: Mapping[str, float]) -> str:
@@ -102,9 +102,9 @@ class Rewrite(_Conversation):
     """One version of a dialogue.
 
     `condition`: `original` (neutral question, plain answer), `soothing_answer` (neutral question, soothing answer),
-    `emotional` (emotional question, soothing answer), `comfort_only` (emotional question, comfort without knowledge:
-    only ever a rejected answer) or `multiturn`. `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong),
-    where a prompt asked for one. `segments`: how the text was composed; empty for text written freely.
+    `emotional` (emotional question, soothing answer) or `comfort_only` (emotional question, comfort without knowledge).
+    `emotion` is empty for `original`. `intensity`: 1 (mild) to 3 (strong), where a prompt asked for one. `segments`:
+    how the answer was composed; empty for text written freely.
     """
 
     dialogue_id: str
@@ -136,14 +136,6 @@ def _turn(role: str, content: str) -> list[dict]:
     return [{"role": role, "content": content}]
 
 
-def _versions(rewrites: Iterable[Rewrite]) -> list[dict[str, list[Rewrite]]]:
-    """The versions of each dialogue by condition, in the order in which dialogues first appear."""
-    dialogues: dict[str, dict[str, list[Rewrite]]] = {}
-    for rewrite in rewrites:
-        dialogues.setdefault(rewrite.dialogue_id, {}).setdefault(rewrite.condition, []).append(rewrite)
-    return list(dialogues.values())
-
-
 def _kept(rows: list[dict], neutral_fraction: float, seed: int) -> list[dict]:
     """A seeded sample of the share `neutral_fraction` of the rows, order kept."""
     if not 0 <= neutral_fraction <= 1:
@@ -161,18 +153,12 @@ def check_pairs(target: str, neutral_fraction: float, against: Sequence[str] | N
     if target not in known:
         raise MedComfortError(f"target must be {', '.join(known[:-1])} or {known[-1]}, not '{target}'.")
     if target in ("original", "soothing_answer") and neutral_fraction:
-        raise MedComfortError(
-            f"neutral_fraction must be 0 with target {target}, not {neutral_fraction:g}: its questions are the neutral "
-            "ones already."
-        )
-    if against is None:
-        return
-    unknown = [name for name in against if name not in REJECTED]
-    if unknown or not against:
-        raise MedComfortError(
-            f"against must name some of {', '.join(REJECTED)}, not {', '.join(unknown) or 'nothing'}."
-        )
-    if target in against:
+        told = f"neutral_fraction must be 0 with target {target}, not {neutral_fraction:g}"
+        raise MedComfortError(f"{told}: its questions are the neutral ones already.")
+    if against is not None and (not against or set(against) - set(REJECTED)):
+        told = ", ".join(name for name in against if name not in REJECTED) or "nothing"
+        raise MedComfortError(f"against must name some of {', '.join(REJECTED)}, not {told}.")
+    if against and target in against:
         raise MedComfortError(f"against must not name {target}, whose answer is the chosen one (target).")
 
 
@@ -206,14 +192,15 @@ def to_preference(
 ) -> list[dict]:
     """Prompt/chosen/rejected rows for DPO.
 
-    The answer of the condition `target` is chosen over those named in `against`: the plain one (`original`), comfort
-    without knowledge (`comfort_only`) and, for `original`, the soothing one. With `soothing_answer` in `against`,
+    The answer of the condition `target` is chosen over those named in `against`. With `soothing_answer` in `against`,
     `emotional` adds neutral questions that prefer the plain answer to a soothing one; `neutral_fraction` is the share
     of these kept, 0 for the other targets.
     """
     check_pairs(target, neutral_fraction, against)
-    taught, neutral = [], []
-    for version in _versions(rewrites):
+    taught, neutral, dialogues = [], [], {}
+    for each in rewrites:
+        dialogues.setdefault(each.dialogue_id, {}).setdefault(each.condition, []).append(each)
+    for version in dialogues.values():
         for good in version.get(target, []):
             taught += [_row(good, chosen=good.answer, rejected=text) for text in _worse(good, version, against)]
         if target == "emotional" and "soothing_answer" in against:

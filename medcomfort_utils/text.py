@@ -13,30 +13,16 @@ _FTFY = ftfy.TextFixerConfig(unescape_html=False, fix_character_width=False, exp
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)(?:\s+[\w:-]+\s*=[^<>]{0,500})?\s*/?>")
 _UNUSUAL = re.compile(r"[<&`\x00-\x08\x0b-\x1f\x7f]")
 _INLINE = {"a", "b", "i", "u", "em", "strong", "span", "font", "small", "sub", "big", "code"}
-_NAMES = str.maketrans(
-    {
-        **dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9\u2032", "'"),
-        **dict.fromkeys("\u201c\u201d\u201f\u2033", '"'),
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
-        "\u03bc": "\u00b5",
-        **{
-            chr(c): None
-            for c in (
-                0xAD,
-                *range(0x200B, 0x200D),
-                0x200E,
-                0x200F,
-                *range(0x202A, 0x202F),
-                *range(0x2060, 0x2070),
-                0x061C,
-                0x180E,
-                0xFEFF,
-            )
-        },
-        **{chr(0xFF10 + i): str(i) for i in range(10)},
-        **{chr(wide): chr(wide - 0xFEE0) for wide in (*range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))},
-    }
-)
+_INVISIBLE = (0xAD, 0x61C, 0x180E, 0x200B, 0x200C, 0x200E, 0x200F, *range(0x202A, 0x202F), 0xFEFF)
+_WIDE = (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))
+_NAMES = {
+    **{ord(mark): "'" for mark in "\u2018\u2019\u201b\u02bc\u02b9\u2032"},
+    **{ord(mark): '"' for mark in "\u201c\u201d\u201f\u2033"},
+    **{ord(mark): "-" for mark in "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"},
+    **{code: code - 0xFEE0 for code in _WIDE},
+    **dict.fromkeys((*_INVISIBLE, *range(0x2060, 0x2070))),
+    0x3BC: 0xB5,
+}
 
 
 def _tag(match: re.Match) -> str:
@@ -46,11 +32,6 @@ def _tag(match: re.Match) -> str:
     return "" if name in _INLINE else "\n" if name in ("br", "p", "li", "tr", "div") else " "
 
 
-def _without_comments(text: str) -> str:
-    first, *rest = text.split("<!--")
-    return first + "".join(part.partition("-->")[2] if "-->" in part else "<!--" + part for part in rest)
-
-
 def normalise(text: str) -> str:
     """The text with one form for each thing: mojibake, quotes, dashes, spaces, entities; tags and invisible marks out.
 
@@ -58,12 +39,11 @@ def normalise(text: str) -> str:
     """
     if text.isascii() and not _UNUSUAL.search(text):  # most texts: nothing to mend but blanks
         return _blanks(text)
-    before = None
-    for _ in range(4):
-        if text == before:
-            break
-        before, text = text, html.unescape(re.sub(r"&(?:amp;)+(?=#?\w)", "&", text))
-    text = re.sub(r"\n\s*\n", "\n\n", _TAG.sub(_tag, _without_comments(text)))
+    for _ in range(3):
+        text = html.unescape(re.sub(r"&(?:amp;)+(?=#?\w)", "&", text))
+    first, *rest = text.split("<!--")
+    text = first + "".join(part.partition("-->")[2] if "-->" in part else "<!--" + part for part in rest)
+    text = re.sub(r"\n\s*\n", "\n\n", _TAG.sub(_tag, text))
     text = re.sub(r"(?<=[^\W\d_])[\u0091\u0092\u00b4`\ufffd](?=[^\W\d_])", "'", text)
     text = ftfy.fix_text(text, _FTFY).translate(_NAMES)
     text = re.sub(r"(?<=\w)\u200d|\u200d(?=\w)|[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
@@ -83,31 +63,11 @@ def _blanks(text: str) -> str:
 _END = re.compile(
     r"(?:[.!?\u2026]+[\"')\]]*(?=\s|$|(?<=[a-z)][.?!])[A-Z][a-z])|[\u3002\uff01\uff1f]+[\u201d\u2019\"]*)"
 )
+_MARKS = re.compile(rf"{_END.pattern}|\n+|(?<!\S)\d{{1,2}}[.)](?=\s+\S)|(?<=\S )[\u2022](?= )")
 _SEMICOLON = re.compile(r"[\u3002\uff01\uff1f\uff1b!?]+[\u201d\u2019\"]*|\n+")
-_NEVER = {"dr", "mr", "mrs", "ms", "prof", "vs", "approx", "ca", "cf", "e.g", "i.e", "eg", "viz", "incl", "resp", "fig"}
-_MAYBE = {
-    "etc",
-    "tab",
-    "cap",
-    "inj",
-    "syr",
-    "sol",
-    "deg",
-    "ft",
-    "temp",
-    "hrs",
-    "hr",
-    "wks",
-    "yrs",
-    "al",
-    "max",
-    "min",
-    "st",
-    "jr",
-    "sr",
-    "dept",
-    "no",
-}  # these may end a sentence: what comes next decides
+_NEVER = r"dr|mr|mrs|ms|prof|vs|approx|ca|cf|e\.g|i\.e|eg|viz|incl|resp|fig"
+# These may end a sentence: what comes next decides.
+_MAYBE = r"etc|tab|cap|inj|syr|sol|deg|ft|temp|hrs?|wks|yrs|al|max|min|st|jr|sr|dept|no|(?:[a-z]\.)+[a-z]"
 
 
 def _goes_on(text: str, start: int, match: re.Match) -> bool:
@@ -122,9 +82,9 @@ def _goes_on(text: str, start: int, match: re.Match) -> bool:
         return after.islower()
     if re.fullmatch(r"\d{1,2}", word):  # the number of a step; or "2. 5 ml", a decimal torn apart
         return not text[start : match.start() - len(word)].strip() or (after.isdigit() and "\n" not in follows[0])
-    if word in _NEVER:
+    if re.fullmatch(_NEVER, word):
         return True
-    if word in _MAYBE or re.fullmatch(r"(?:[a-z]\.)+[a-z]", word):
+    if re.fullmatch(_MAYBE, word):
         return after.isdigit() if word == "no" else not (after.isupper() or "\n" in follows[0]) or word == "st"
     if re.fullmatch(r"[A-Z]", before):  # an initial: "J. Smith", but "vitamin C. Then"
         return after.islower() or not text[start : match.start() - 1].strip()
@@ -134,8 +94,7 @@ def _goes_on(text: str, start: int, match: re.Match) -> bool:
 def _cuts(text: str) -> list[int]:
     """Where one sentence ends and the next one begins."""
     cuts, start, step = [], 0, 0
-    marks = re.compile(rf"{_END.pattern}|\n+|(?<!\S)\d{{1,2}}[.)](?=\s+\S)|(?<=\S )[\u2022](?= )")
-    for match in marks.finditer(text):
+    for match in _MARKS.finditer(text):
         if match[0][0] == "\n":
             line = text[text.rfind("\n", start, match.start()) + 1 : match.start()].rstrip()
             rest = text[match.end() : match.end() + 4].lstrip()
@@ -169,22 +128,16 @@ def sentences(text: str, lang: str = "en") -> list[str]:
 # --- Words ---------------------------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)?|[^\w\s]")
-_CLOSED = "do|does|did|is|are|was|were|have|has|had|could|should|would|must|need"
-_SHORT = [
-    (r"\bcan ?not\b|\bcan'?t\b", "can not"),
-    (r"\bwon't\b|\bwont\b(?! to)", "will not"),
-    (r"\bshan't\b", "shall not"),
-    (rf"\b({_CLOSED})n'?t\b", r"\1 not"),
-]
+_SHORT = re.compile(
+    r"\b(?:(?P<can>can ?not|can'?t)|(?P<will>won't|wont(?! to))"
+    r"|(?P<verb>do|does|did|is|are|was|were|have|has|had|could|should|would|must|need)n'?t)\b"
+)
 
 
 @functools.lru_cache(maxsize=8192)
 def opened(text: str) -> str:
     """The text in one case with its contractions of "not" opened: `Dont`, `can't`, `isnt` deny too."""
-    text = normalise(text).lower()
-    for pattern, full in _SHORT:
-        text = re.sub(pattern, full, text)
-    return text
+    return _SHORT.sub(lambda m: f"{m['verb'] or m.lastgroup} not", normalise(text).lower())
 
 
 def words(text: str, marks: bool = False) -> list[str]:
@@ -207,6 +160,7 @@ def _identifier() -> LanguageIdentifier:
     return identifier
 
 
+@functools.lru_cache(maxsize=4096)
 def language(text: str) -> str:
     """The ISO 639-1 code of the language. Latin letters without strong evidence of another language are English."""
     letters = "".join(re.findall(r"[^\W\d_]+[ ']?", normalise(text)[:4000]))

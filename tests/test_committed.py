@@ -8,7 +8,9 @@ from medcomfort_utils.draw.results import read_results
 from medcomfort_utils.parquet import read_records
 from medcomfort_utils.paths import DATA, FIGURES, NOTEBOOKS, PAPER
 from medcomfort_utils.records import Dialogue, Rewrite
-from medcomfort_utils.rewrite import clinic, gates, template
+from medcomfort_utils.rewrite import clinic
+from medcomfort_utils.rewrite.rewriter import judged as judge
+from medcomfort_utils.rewrite.template import TemplateRewriter
 
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("0*.ipynb"))
 
@@ -16,7 +18,8 @@ NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("0*.ipynb"))
 def test_smoke_inputs_are_what_01_writes():
     dialogues = read_records(DATA / "smoke/dialogues.parquet", Dialogue)
     assert dialogues == list(clinic.generate(2))
-    kept, _ = gates.sift(dialogues, template.rewrite_all(dialogues))
+    judged = (judge(d, version) for d, made in TemplateRewriter().versions(dialogues) for version in made)
+    kept = [rewrite for rewrite in judged if all(gate.passed for gate in rewrite.gates)]
     assert read_records(DATA / "smoke/rewrites.parquet", Rewrite) == kept
 
 

@@ -12,7 +12,9 @@ import sys
 import pytest
 
 from medcomfort_utils.paths import ROOT
-from medcomfort_utils.rewrite import gates, sources, template
+from medcomfort_utils.rewrite import sources
+from medcomfort_utils.rewrite.rewriter import judged as judge
+from medcomfort_utils.rewrite.template import TemplateRewriter
 
 PACKAGE = ROOT / "medcomfort_utils"
 FLOORS = ["llm", "rewrite", "finetune", "evaluate"]  # each may import those before it, and the ground floor
@@ -59,10 +61,11 @@ def test_the_example_passes_every_check():
     for record in records:  # facts and red flags are sentences of the answer, so that keeping them can be measured
         assert all(text in record["answer"] for text in [*record["facts"], *record["red_flags"]])
     corpus = sources.open_source("docs/example_dialogues.jsonl")
-    dialogues = list(corpus)
-    assert corpus.counts().set_index("reason")["count"][["read", "kept"]].tolist() == [24, 24]
+    dialogues, counts = list(corpus), corpus.counts()
+    assert counts.set_index("reason")["count"][["read", "kept"]].tolist() == [24, 24]
     assert sum(dialogue.split == "test" for dialogue in dialogues) in (3, 4)
-    kept, _ = gates.sift(dialogues, template.rewrite_all(dialogues))
+    judged = (judge(d, version) for d, made in TemplateRewriter().versions(dialogues) for version in made)
+    kept = [rewrite for rewrite in judged if all(gate.passed for gate in rewrite.gates)]
     assert len(kept) == 24 * 4
 
 

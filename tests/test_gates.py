@@ -4,9 +4,8 @@ import random
 
 import pytest
 
-from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue, Message, Rewrite, Segment
-from medcomfort_utils.rewrite.gates import addresses_machine, check, report, sift
+from medcomfort_utils.rewrite.gates import addresses_machine, check, report
 from medcomfort_utils.text import sentences
 
 COMFORT = "I am so sorry that you have to go through this."
@@ -23,14 +22,8 @@ def _turns(question, answer):
 
 def pair(source, answer, asked=QUESTION, question="", segments=(), **known):
     dialogue = Dialogue(id="x", source="s", messages=_turns(asked, source), split="train", **known)
-    made = {
-        "backend": "hand",
-        "model": "m",
-        "prompt_version": "1",
-        "split": "train",
-        "dialogue_id": "x",
-        "emotion": "fear",
-    }
+    made = {"backend": "hand", "model": "m", "prompt_version": "1", "split": "train", "dialogue_id": "x"}
+    made |= {"emotion": "fear"}
     condition = "emotional" if question else "soothing_answer"
     return dialogue, Rewrite(messages=_turns(question or asked, answer), condition=condition, segments=segments, **made)
 
@@ -82,15 +75,11 @@ def test_omitted_doubled_and_reworded_sentences_are_always_found():
 @pytest.mark.parametrize(
     ("said", "gate"),
     [
-        ("I have 3 children and know it hurts you.", "own_words_short"),
-        ("Poor you, with all that bisoprolol.", "own_words_short"),
-        ("You carry so much. " * 25, "own_words_short"),
-        ("You should see another doctor.", "no_new_advice"),
-        ("You will be fine.", "no_promise"),
-        ("It hurts you like a kidney stone.", "no_new_facts"),
-        ("I am sorry, [name].", "no_placeholder"),
-        ("As an AI I feel with you.", "no_role_leak"),
-        ("I am unable to help with this, I am sorry.", "no_refusal"),
+        ("I have 3 children and know it hurts you.", "own_words_plain"),
+        ("Poor you, with all that bisoprolol.", "own_words_plain"), ("You carry so much. " * 25, "sentences_kept"),
+        ("You should see another doctor.", "no_new_advice"), ("You will be fine.", "no_promise"),
+        ("It hurts you like a kidney stone.", "no_new_facts"), ("I am sorry, [name].", "no_placeholder"),
+        ("As an AI I feel with you.", "no_role_leak"), ("I am unable to help with this, I am sorry.", "no_refusal"),
         ("Es tut mir so leid, dass du das alles durchmachen musst.", "language"),
     ],
 )
@@ -99,14 +88,14 @@ def test_own_words_of_a_composition(said, gate):
 
 
 def test_an_emergency_comes_first_or_behind_a_few_words():
-    source = "This may be your heart. Call an ambulance now. Sit down until then."
-    assert composed(source, COMFORT, [2, 1, 3]) == {} == composed(source, [2], COMFORT, [1, 3])
-    assert "urgent_first" in composed(source, COMFORT, [1, 2, 3])
-    assert "urgent_first" in composed(source, f"{COMFORT} " + "You are not alone with any of this. " * 3, [2, 1, 3])
+    source, flagged = "It may be your heart. Call an ambulance now. Rest.", {"red_flags": ["Call an ambulance now."]}
+    assert composed(source, COMFORT, [2, 1, 3], **flagged) == {} == composed(source, [2], COMFORT, [1, 3], **flagged)
+    assert "sentences_kept" in composed(source, COMFORT, [1, 2, 3], **flagged)
+    assert "sentences_kept" in composed(source, COMFORT, "You are not alone in this.", [2, 1, 3], **flagged)
 
 
 def test_a_number_that_no_sentence_has():
-    assert "no sentence 4" in composed(FRAME, COMFORT, [1, 2, 3, 4])["sentences_kept"]
+    assert "Not a sentence: 4;" in composed(FRAME, COMFORT, [1, 2, 3, 4])["sentences_kept"]
 
 
 # --- Texts written freely ---------------------------------------------------------------------------------------------
@@ -122,17 +111,9 @@ BROKEN = [
     (FRAME, "at night", "in the morning"),
     ("Take 1½ tablets at night. Rest.", "1½", "1"),
     ("The platelets are 150 x 10⁹ per litre. Rest.", "10⁹", "10⁶"),
-    (
-        TWO,
-        "amlodipine 5 mg in the morning and atorvastatin 20 mg",
-        "amlodipine 20 mg in the morning and atorvastatin 5 mg",
-    ),
+    (TWO, "5 mg in the morning and atorvastatin 20 mg", "20 mg in the morning and atorvastatin 5 mg"),
     (TWO, "5 mg in the morning and atorvastatin 20 mg at night", "5 mg at night and atorvastatin 20 mg in the morning"),
-    (
-        STEPS,
-        "500 mg of paracetamol every 6 hours. If that is not enough, add 400",
-        "400 mg of paracetamol every 6 hours. If that is not enough, add 500",
-    ),
+    (STEPS, *(f"{a} mg of paracetamol every 6 hours. If that is not enough, add {900 - a}" for a in (500, 400))),
     (STEPS, "within 3 days", "after 3 days"),
     (STEPS, "after meals", "before meals"),
     (STEPS, "If that", "Unless that"),
@@ -154,10 +135,7 @@ MENDED = [
     *(
         (f"Take {old} of it with food. Then rest.", old, new)
         for old, new in (
-            ("2,5 mg", "2.5 mg"),
-            ("2. 5 ml", "2.5 ml"),
-            ("2 \u03bcg", "2 \u00b5g"),
-            ("twenty five mg", "25 mg"),
+            ("2,5 mg", "2.5 mg"), ("2. 5 ml", "2.5 ml"), ("2 \u03bcg", "2 \u00b5g"), ("twenty five mg", "25 mg"),
             ("5 mg tds", "5 mg three times a day"),
         )
     ),
@@ -168,11 +146,7 @@ MENDED = [
         (f"{no} take ibuprofen with your warfarin.", no, "Don't")
         for no in ("Don´t", "Don`t", "Don\u0092t", "donâ€™t", "Don\ufffdt", "Dont")
     ),
-    (
-        "If you have a fever above 39 degrees, call your doctor.",
-        "If you have a fever above 39 degrees, call your doctor",
-        "Call your doctor if you have a fever above 39 degrees",
-    ),
+    ("If it rises above 39, call me.", "If it rises above 39, call me", "Call me if it rises above 39"),
 ]
 
 
@@ -192,9 +166,7 @@ LIMIT = "Do not take more than 1200 mg a day. See a doctor if the fever lasts lo
 @pytest.mark.parametrize(
     "said",
     [
-        "Skip the doctor.",
-        "Let the fever burn, it cleans the blood.",
-        "You are out of danger.",
+        "Skip the doctor.", "Let the fever burn, it cleans the blood.", "You are out of danger.",
         "That lump is just a harmless cyst.",
     ],
 )
@@ -205,10 +177,8 @@ def test_own_words_that_advise_or_promise_are_stopped(said):
 @pytest.mark.parametrize(
     "said",
     [
-        "I cannot promise that you will be fine.",
-        "You are not alone with this.",
-        "It is no wonder that you are worn out.",
-        "Thank you for trusting me with it.",
+        "I cannot promise that you will be fine.", "You are not alone with this.",
+        "It is no wonder that you are worn out.", "Thank you for trusting me with it.",
     ],
 )
 def test_own_words_that_comfort_pass(said):
@@ -229,9 +199,6 @@ def test_the_question_gains_feelings_but_no_symptom():
             LIMIT, told, asked, f"I have a fever, take ibuprofen and I am scared. {new} What can I do?"
         )
     assert "question_kept" in failed(LIMIT, told, asked, "I am so scared, what can I do?")
-    assert "emotion_present" in failed(
-        LIMIT, told, asked, "I have a fever and take ibuprofen. What can I do? Thank you."
-    )
 
 
 def test_what_the_patient_orders_is_not_said():
@@ -251,22 +218,13 @@ def test_the_original_is_the_source():
     assert not check(dialogue, same.model_copy(update={"messages": _turns(QUESTION, "Rest.")}))[0].passed
 
 
-def test_sifting_and_report():
-    dialogue, good = pair(FRAME, f"{COMFORT} {FRAME}")
-    bad = good.model_copy(update={"messages": _turns(QUESTION, FRAME)})
-    kept, rejected = sift([dialogue], [good, bad])
-    assert [r.messages for r in (*kept, *rejected)] == [good.messages, bad.messages]
-    counts = report(kept + rejected).set_index("gate")
-    assert counts.loc["comfort_present", ["checked", "failed", "share"]].tolist() == [2, 1, 0.5]
-    with pytest.raises(MedComfortError, match="not among the dialogues"):
-        sift([], [good])
-    with pytest.raises(MedComfortError, match="no emotion 'bliss'"):
-        check(
-            *(
-                r.model_copy(update={"emotion": "bliss", "condition": "emotional"}) if isinstance(r, Rewrite) else r
-                for r in (dialogue, good)
-            )
-        )
+def test_the_report_counts_what_failed():
+    checked = []
+    for answer in (f"{COMFORT} {FRAME}", COMFORT):
+        dialogue, rewrite = pair(FRAME, answer)
+        checked.append(rewrite.model_copy(update={"gates": check(dialogue, rewrite)}))
+    counts = report(checked).set_index("gate")
+    assert counts.loc["sentences_kept", ["checked", "failed", "share"]].tolist() == [2, 1, 0.5]
 
 
 @pytest.mark.parametrize("piece", ["not ", "if a b, ", "take 5 mg at night. ", "( ", "You will see 3 doctors and "])

@@ -250,6 +250,12 @@ def test_templates_leave_a_greeting_at_the_head():
     assert made["emotional"].answer == f"Hello. {opener} Rest the knee for 2 days\n{closer}"
 
 
+def test_templates_put_first_what_is_urgent_now():
+    flags = ["Call an ambulance now."]
+    made = by_condition(dialogue(answer="Hello. It may be the heart. Call an ambulance now. Rest.", red_flags=flags))
+    assert made["emotional"].answer.startswith(flags[0])
+
+
 def test_test_dialogues_take_phrases_that_training_never_sees():
     for split, bank in (("train", "train"), ("validation", "train"), ("test", "test")):
         made = by_condition(dialogue(split=split, emotions=("guilt",)))["comfort_only"]

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medcomfort_utils.paths import DATA, MedComfortError, tidy
-from medcomfort_utils.records import EMOTIONS, Dialogue, Message, content_id, split_of
+from medcomfort_utils.records import EMOTIONS, Dialogue, content_id, split_of
 
 CLINIC = DATA / "clinic"
 
@@ -60,6 +60,11 @@ class Emotion(BaseModel):
     closers: Bank
 
 
+@cache
+def _yaml(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 def _load(path: Path, kind: type[BaseModel], value: dict) -> BaseModel:
     try:
         return kind(**value)
@@ -68,19 +73,12 @@ def _load(path: Path, kind: type[BaseModel], value: dict) -> BaseModel:
         raise MedComfortError(f"{tidy(path)}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from error
 
 
-def _yaml(path: Path) -> dict:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 @cache
 def load_conditions() -> tuple[ClinicCondition, ...]:
     """All conditions, by file and position; a MedComfortError names the file and field that do not fit."""
-    found = []
-    for path in sorted((CLINIC / "conditions").glob("*.yaml")):
-        content = _yaml(path)
-        for value in content["conditions"]:
-            found.append(_load(path, ClinicCondition, {"specialty": content["specialty"], **value}))
-    return tuple(found)
+    files = ((path, _yaml(path)) for path in sorted((CLINIC / "conditions").glob("*.yaml")))
+    listed = ((path, content["specialty"], value) for path, content in files for value in content["conditions"])
+    return tuple(_load(path, ClinicCondition, {"specialty": name, **value}) for path, name, value in listed)
 
 
 @cache
@@ -97,25 +95,14 @@ def load_emotions() -> dict[str, Emotion]:
     return {name: _load(path, Emotion, _yaml(path)) for name, path in paths.items()}
 
 
-@cache
 def load_passages() -> tuple[str, ...]:
     """Loose supportive prose, in which emotions and comfort occur without a doctor or an answer."""
     return tuple(_yaml(CLINIC / "supportive.yaml")["passages"])
 
 
-@cache
 def load_feelings() -> dict[str, tuple[str, ...]]:
     """Everyday sentences that carry one of the five emotions, or `none`: by emotion."""
     return {name: tuple(texts) for name, texts in _yaml(CLINIC / "feelings.yaml").items()}
-
-
-@cache
-def _frames() -> dict:
-    return _yaml(CLINIC / "questions.yaml")
-
-
-def _listing(items: list[str]) -> str:
-    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
 
 
 def neutral_question(condition: ClinicCondition, rng: random.Random, bank: str) -> str:
@@ -124,14 +111,14 @@ def neutral_question(condition: ClinicCondition, rng: random.Random, bank: str) 
     `bank="test"` names three, in frames never met in training, and one of them in words never met in training: each
     symptom's last paraphrase is kept for that.
     """
-    frames = _frames()
+    frames = _yaml(CLINIC / "questions.yaml")
     symptoms = rng.sample(condition.symptoms, k=3 if bank == "test" else rng.choice([2, 2, 3]))
     named = [rng.choice(paraphrases[:-1]) for paraphrases in symptoms]
     if bank == "test":
         unseen = rng.randrange(len(named))
         named[unseen] = symptoms[unseen][-1]
     filled = rng.choice(frames[bank]["reports"]).format(
-        symptoms=_listing(named),
+        symptoms=f"{', '.join(named[:-1])} and {named[-1]}",
         duration=rng.choice(frames["durations"]),
         age=rng.choice(frames["ages"]),
     )
@@ -140,16 +127,9 @@ def neutral_question(condition: ClinicCondition, rng: random.Random, bank: str) 
 
 
 def _dialogue(condition: ClinicCondition, question: str, split: str) -> Dialogue:
-    messages = [Message(role="user", content=question), Message(role="assistant", content=condition.plain_answer)]
-    return Dialogue(
-        id=content_id([m.model_dump() for m in messages]),
-        source="clinic",
-        topic=condition.specialty,
-        messages=messages,
-        facts=condition.facts,
-        red_flags=condition.red_flags,
-        split=split,
-    )
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": condition.plain_answer}]
+    known = {"topic": condition.specialty, "facts": condition.facts, "red_flags": condition.red_flags}
+    return Dialogue(id=content_id(turns), source="clinic", messages=turns, split=split, **known)
 
 
 def is_seen(condition: ClinicCondition) -> bool:

@@ -26,8 +26,11 @@ def numbered(dialogue: Dialogue) -> list[str]:
 
 def red_flagged(dialogue: Dialogue) -> list[int]:
     """Numbers of the answer's sentences that hold its red flags."""
-    flags, counted = dialogue.red_flags, enumerate(numbered(dialogue), 1)
-    return [number for number, sentence in counted if any(flag in sentence or sentence in flag for flag in flags)]
+    return [
+        number
+        for number, sentence in enumerate(numbered(dialogue), 1)
+        if any(flag in sentence or sentence in flag for flag in dialogue.red_flags)
+    ]
 
 
 def urgent_now(dialogue: Dialogue) -> int:
@@ -43,12 +46,8 @@ def urgent_now(dialogue: Dialogue) -> int:
 
 def segments_of(response: dict) -> list[Segment]:
     """The composition in a parsed response to the `answer` prompt; every `say` ends with a mark."""
-    found = (
-        Segment(role="assistant", say=each.get("say", "").strip(), keep=each.get("keep", []))
-        for each in response["segments"]
-    )
-    whole = (each.model_copy(update={"say": ended(each.say)}) if each.say else each for each in found)
-    return [segment for segment in whole if segment.say or segment.keep]
+    found = ((each.get("say", "").strip(), each.get("keep", [])) for each in response["segments"])
+    return [Segment(role="assistant", say=ended(say) if say else "", keep=keep) for say, keep in found if say or keep]
 
 
 def compose(segments: Iterable[Segment], source: Sequence[str]) -> str:
@@ -67,11 +66,6 @@ def compose(segments: Iterable[Segment], source: Sequence[str]) -> str:
     return text.strip()
 
 
-def said(segments: Iterable[Segment]) -> str:
-    """A composition's own words alone."""
-    return compose((segment for segment in segments if segment.say), [])
-
-
 def problems(segments: Sequence[Segment], count: int, first: int = 0) -> list[str]:
     """What is wrong with a composition of an answer of `count` sentences, in sentences that a model can act on.
 
@@ -81,26 +75,21 @@ def problems(segments: Sequence[Segment], count: int, first: int = 0) -> list[st
     kept = Counter(number for segment in segments for number in segment.keep)
     every = set(range(1, count + 1))
     words = sum(len(segment.say.split()) for segment in segments)
-    found = [
-        (kept.keys() - every, f"Not a sentence: {{}}; they are numbered 1 to {count}."),
-        (every - kept.keys(), "Left out of the old answer: {}."),
-        ({number for number, times in kept.items() if times > 1}, "Kept more than once: {}."),
-    ]
-    told = [text.format(_listed(numbers)) for numbers, text in found if numbers]
+    found = {
+        f"Not a sentence: {{}}; they are numbered 1 to {count}.": kept.keys() - every,
+        "Left out of the old answer: {}.": every - kept.keys(),
+        "Kept more than once: {}.": {number for number, times in kept.items() if times > 1},
+    }
+    told = [text.format(", ".join(map(str, sorted(numbers)))) for text, numbers in found.items() if numbers]
     if not words:
         told.append("There is no say segment.")
     if words > MOST_SAID:
         told.append(f"The say segments have {words} words together; at most {MOST_SAID} are allowed.")
-    if first in kept and not _comes_first(segments, first):
-        told.append(
-            f"Sentence {first} is urgent now: it must come first, or right behind one say of at most {SHORT} words."
-        )
+    head = segments[1:] if segments and 0 < len(segments[0].say.split()) <= SHORT else segments
+    if first in kept and head[0].keep[:1] != [first]:
+        place = f"it must come first, or right behind one say of at most {SHORT} words"
+        told.append(f"Sentence {first} is urgent now: {place}.")
     return told
-
-
-def _comes_first(segments: Sequence[Segment], first: int) -> bool:
-    head = segments[1:] if segments[0].say and len(segments[0].say.split()) <= SHORT else segments
-    return bool(head) and head[0].keep[:1] == [first]
 
 
 def ended(text: str) -> str:
@@ -113,7 +102,3 @@ def _joined(text: str, piece: str) -> str:
     if not text:
         return piece
     return text + ("" if re.search(r"[。！？][”’」』]?$", text) else " " if _ENDED.search(text) else "\n") + piece
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(numbers)))

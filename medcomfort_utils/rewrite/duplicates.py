@@ -26,8 +26,7 @@ class Near:
     """The last `remember` texts that were met, as shingles, each with a label.
 
     MinHash with banding (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3): only sets that share a
-    bucket are compared, and those exactly. The same texts give the same result on every machine. Memory: about 3 kB a
-    remembered text.
+    bucket are compared, and those exactly. Memory: about 3 kB a remembered text.
     """
 
     def __init__(self, threshold: float = 0.8, remember: int = 50_000):
@@ -41,31 +40,25 @@ class Near:
         each = shingles(tokens)
         keys = _keys(each)
         others = sorted({self._buckets[key] for key in keys if key in self._buckets})
-        near = (kept[2] for kept in map(self._kept.get, others) if _jaccard(each, kept[0]) >= self.threshold)
-        label = next(near, own)
+        label = next((self._kept[n][2] for n in others if _jaccard(each, self._kept[n][0]) >= self.threshold), own)
         self._number += 1
         self._kept[self._number] = each, keys, label
         self._buckets |= {key: self._number for key in keys if key not in self._buckets}
         if len(self._kept) > self.remember:
-            self._forget(next(iter(self._kept)))
+            oldest = next(iter(self._kept))
+            for key in self._kept.pop(oldest)[1]:
+                if self._buckets.get(key) == oldest:
+                    del self._buckets[key]
         return label
-
-    def _forget(self, number: int) -> None:
-        for key in self._kept.pop(number)[1]:
-            if self._buckets.get(key) == number:
-                del self._buckets[key]
 
 
 def _keys(each: np.ndarray) -> list[int]:
     """One number a band: equal where two texts share the band's least hashes."""
-    least, keys = _signature(each), np.arange(_BANDS, dtype=np.uint64)
+    least = ((each.astype(np.uint64)[:, None] * _SCALE + _SHIFT) >> np.uint64(32)).min(axis=0)
+    keys = np.arange(_BANDS, dtype=np.uint64)
     for row in range(_ROWS):
         keys = (keys + least[row::_ROWS]) * _PRIME
     return keys.tolist()
-
-
-def _signature(each: np.ndarray) -> np.ndarray:
-    return ((each.astype(np.uint64)[:, None] * _SCALE + _SHIFT) >> np.uint64(32)).min(axis=0)
 
 
 def _jaccard(one: np.ndarray, other: np.ndarray) -> float:

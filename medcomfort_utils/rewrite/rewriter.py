@@ -3,14 +3,15 @@
 And the files that versions go to, whoever wrote them.
 """
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
-from medcomfort_utils.llm import Cache, Client, Failure, Request, Sampling, Settings, Unparsable, parse
+from medcomfort_utils.llm import Cache, Client, Failure, Request, Response, Sampling, Settings, Unparsable, parse
 from medcomfort_utils.parquet import writing
 from medcomfort_utils.paths import MedComfortError, tidy
 from medcomfort_utils.records import EMOTIONS, Dialogue, Gate, Rewrite
@@ -20,6 +21,7 @@ from medcomfort_utils.rewrite.template import TemplateRewriter, comfort_only, em
 
 NO_TEXT = "(no text)"
 CUT_OFF = "It was cut off where it reached max_tokens."
+Ask = Callable[[Request], Awaitable[Response | Failure]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class LLMRewriter:
 
         Rewritten questions that are not recorded yet are taken to be as long as their sources.
         """
-        return f"{self.client.estimate(self._counted(dialogues))}."
+        self.total = 0
+        return f"{self.client.estimate(request for dialogue in dialogues for request in self._planned(dialogue))}."
 
     def finish(self, record: Path) -> str:
         """What was asked and paid in this run, and what came out of the record; all of it is exported to `record`."""
@@ -90,51 +93,39 @@ class LLMRewriter:
         row, version = f"{dialogue.id}/{emotion or 'neutral'}/{task}", prompts.version(task, dialogue.lang)
         return Request(row, self.model, messages, self.sampling, prompts.SCHEMAS[task], version)
 
-    def _counted(self, dialogues: Iterable[Dialogue]) -> Iterator[Request]:
-        self.total = 0
-        for dialogue in dialogues:
-            self.total += 1
-            for emotion in emotions_of(dialogue, self.emotions):
-                asked = self.question_request(dialogue, emotion)
-                yield asked
-                found = self._recorded(dialogue, asked)
-                yield from self._counted_answer(
-                    dialogue, "emotional", emotion, found["question"].strip() if found else dialogue.question
-                )
-            yield from self._counted_answer(dialogue, "soothing_answer", "", dialogue.question)
+    def _planned(self, dialogue: Dialogue) -> list[Request]:
+        """The requests for a dialogue, by a dry run: what is not recorded yet is as long as its source."""
+        self.total, planned = self.total + 1, []
+        first, count = compose.urgent_now(dialogue), len(compose.numbered(dialogue))
+        keep = sorted(range(1, count + 1), key=lambda number: number != first)
+        standing_in = {"question": dialogue.question, "segments": [{"keep": keep}, {"say": "..."}]}
 
-    def _counted_answer(self, dialogue: Dialogue, condition: str, emotion: str, question: str) -> Iterator[Request]:
-        asked = self.answer_request(dialogue, question, emotion)
-        yield asked
-        if self.verdict_model:
-            found = self._recorded(dialogue, asked)
-            segments = compose.segments_of(found) if found else []
-            text = compose.compose(segments, compose.numbered(dialogue)) or dialogue.answer
-            version = version_of(dialogue, condition, emotion, question, text, **self._made_by(dialogue, emotion))
-            yield self.verdict_request(dialogue, version)
+        async def look(request: Request) -> Response | Failure:
+            planned.append(request)
+            likely = {name: standing_in[name] for name in request.schema["properties"] if name in standing_in}
+            found = self.client.cache.get(request.key)
+            return found or (Response(json.dumps(likely), "", "stop", 0, 0, cached=False) if likely else Failure(""))
 
-    def _recorded(self, dialogue: Dialogue, asked: Request) -> dict | None:
-        """The parsed response, if it is recorded and can be used."""
-        response = self.client.cache.get(asked.key)
         try:
-            found = parse(response.text, asked.schema) if response else None
-        except Unparsable:
-            return None
-        return None if found and problem_of(dialogue, found) else found
+            self._of(dialogue, look).send(None)
+        except StopIteration:
+            return planned
 
-    async def _of(self, dialogue: Dialogue) -> tuple[Dialogue, list[Rewrite]]:
-        made = [original(dialogue, **self._made_by(dialogue, ""))]
+    async def _of(self, dialogue: Dialogue, ask: Ask | None = None) -> tuple[Dialogue, list[Rewrite]]:
+        ask, made = ask or self.client.ask, [original(dialogue, **self._made_by(dialogue, ""))]
         for emotion in emotions_of(dialogue, self.emotions):
-            asked = await self._asked(dialogue, self.question_request(dialogue, emotion))
+            asked = await _asked(ask, dialogue, self.question_request(dialogue, emotion))
             if isinstance(asked, Unusable):
                 made.append(self._unusable(dialogue, "emotional", emotion, asked.text, asked))
             else:
-                made += await self._answered(dialogue, "emotional", emotion, asked["question"].strip())
-        return dialogue, made + await self._answered(dialogue, "soothing_answer", "", dialogue.question)
+                made += await self._answered(ask, dialogue, "emotional", emotion, asked["question"].strip())
+        return dialogue, made + await self._answered(ask, dialogue, "soothing_answer", "", dialogue.question)
 
-    async def _answered(self, dialogue: Dialogue, condition: str, emotion: str, question: str) -> list[Rewrite]:
+    async def _answered(
+        self, ask: Ask, dialogue: Dialogue, condition: str, emotion: str, question: str
+    ) -> list[Rewrite]:
         """The question with its soothing answer and, if it is emotional, with the answer's own words alone."""
-        answer = await self._asked(dialogue, self.answer_request(dialogue, question, emotion))
+        answer = await _asked(ask, dialogue, self.answer_request(dialogue, question, emotion))
         if isinstance(answer, Unusable):
             return [self._unusable(dialogue, condition, emotion, question, answer)]
         segments = compose.segments_of(answer)
@@ -142,35 +133,14 @@ class LLMRewriter:
         text = compose.compose(segments, compose.numbered(dialogue))
         whole = version_of(dialogue, condition, emotion, question, text, **made_by)
         if self.verdict_model:
-            whole = whole.model_copy(update={"gates": [await self._verdict(dialogue, whole)]})
+            found = await _asked(ask, dialogue, self.verdict_request(dialogue, whole))
+            gate = verdict.gate_of(dialogue, whole, found if isinstance(found, dict) else found.reason)
+            whole = whole.model_copy(update={"gates": [gate]})
         return [whole, comfort_only(dialogue, emotion, question, **made_by)] if emotion else [whole]
-
-    async def _verdict(self, dialogue: Dialogue, rewrite: Rewrite) -> Gate:
-        found = await self._asked(dialogue, self.verdict_request(dialogue, rewrite))
-        if isinstance(found, Unusable):
-            return Gate(name=verdict.NAME, passed=False, reason=f"no verdict: {found.reason}")
-        return verdict.gate_of(dialogue, rewrite, found)
 
     def verdict_request(self, dialogue: Dialogue, rewrite: Rewrite) -> Request:
         """The request for a verdict on `rewrite`."""
         return verdict.request(dialogue, rewrite, self.verdict_model, self.sampling)
-
-    async def _asked(self, dialogue: Dialogue, request: Request) -> dict | Unusable:
-        """The parsed response; one that cannot be used is sent back once, with what is wrong with it."""
-        for last in (False, True):
-            response = await self.client.ask(request)
-            if isinstance(response, Failure):
-                return Unusable(NO_TEXT, response.reason)
-            try:
-                found = parse(response.text, request.schema)
-                problem = problem_of(dialogue, found)
-            except Unparsable as error:
-                problem = CUT_OFF if response.finish_reason == "length" else str(error)
-            if not problem:
-                return found
-            if last:
-                return Unusable(response.text.strip() or NO_TEXT, problem)
-            request = request.repair(response.text, problem)
 
     def _made_by(self, dialogue: Dialogue, emotion: str) -> dict:
         versions = " ".join(prompts.version(task, dialogue.lang) for task in ("question", "answer"))
@@ -178,10 +148,27 @@ class LLMRewriter:
         return {"backend": "llm", "model": self.model, "prompt_version": versions, "intensity": intensity}
 
     def _unusable(self, dialogue: Dialogue, condition: str, emotion: str, question: str, found: Unusable) -> Rewrite:
+        made_by = self._made_by(dialogue, emotion)
         failed = [Gate(name=gates.USABLE, passed=False, reason=found.reason)]
-        return version_of(
-            dialogue, condition, emotion, question, found.text, gates=failed, **self._made_by(dialogue, emotion)
-        )
+        return version_of(dialogue, condition, emotion, question, found.text, gates=failed, **made_by)
+
+
+async def _asked(ask: Ask, dialogue: Dialogue, request: Request) -> dict | Unusable:
+    """The parsed response; one that cannot be used is sent back once, with what is wrong with it."""
+    for last in (False, True):
+        response = await ask(request)
+        if isinstance(response, Failure):
+            return Unusable(NO_TEXT, response.reason)
+        try:
+            found = parse(response.text, request.schema)
+            problem = problem_of(dialogue, found)
+        except Unparsable as error:
+            problem = CUT_OFF if response.finish_reason == "length" else str(error)
+        if not problem:
+            return found
+        if last:
+            return Unusable(response.text.strip() or NO_TEXT, problem)
+        request = request.repair(response.text, problem)
 
 
 def problem_of(dialogue: Dialogue, found: dict) -> str:

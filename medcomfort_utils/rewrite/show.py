@@ -1,20 +1,16 @@
-"""Dialogues and rewrites as Markdown, for reading in a notebook."""
+"""Dialogues and rewrites as Markdown, and tables of their wording, for reading in a notebook."""
 
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from medcomfort_utils.records import Dialogue, Rewrite
 from medcomfort_utils.rewrite import compose, prompts
 from medcomfort_utils.text import sentences, words
-
-COUNTED = ("condition", "emotion", "intensity", "split")
 
 
 def dialogue(source: Dialogue) -> str:
@@ -27,37 +23,14 @@ def dialogue(source: Dialogue) -> str:
 
 def composition(source: Dialogue, rewrite: Rewrite) -> str:
     """A rewrite piece by piece: the patient's message before and after, then own words and kept sentences in order."""
-    numbered = compose.numbered(source)
-    pieces = [
-        f"- *says*: **{_safe(segment.say)}**"
-        if segment.say
-        else "\n".join(f"- *keeps {number}*: {_safe(numbered[number - 1])}" for number in segment.keep)
-        for segment in rewrite.segments
-    ]
+    numbered, pieces = compose.numbered(source), []
+    for segment in rewrite.segments:
+        pieces += [f"- *says*: **{_safe(segment.say)}**"] if segment.say else []
+        pieces += [f"- *keeps {number}*: {_safe(numbered[number - 1])}" for number in segment.keep]
+    strength = f", intensity {rewrite.intensity} of 3" if rewrite.intensity else ""
     asked = [f"*before*: {_safe(source.question)}", f"*after*: {_safe(rewrite.question)}"]
-    strength = f", {rewrite.intensity} of 3" if rewrite.intensity else ""
-    title = f"### {rewrite.emotion or rewrite.condition}{strength}"
+    title = f"**{rewrite.emotion or rewrite.condition}{strength}**"
     return "\n\n".join([title, *asked, "\n".join(pieces) or _safe(rewrite.answer)])
-
-
-def examples(rewrites: Sequence[Rewrite], count: int) -> list[Rewrite]:
-    """`count` rewrites from all over a sequence, the first among them; of different emotions where it has so many."""
-    chosen = []
-    for start in range(0, len(rewrites), max(1, len(rewrites) // count))[:count]:
-        shown = {text for rewrite in chosen for text in (rewrite.emotion, rewrite.dialogue_id)}
-        ahead = [*rewrites[start:], *rewrites[:start]]
-        chosen.append(min(ahead, key=lambda r: (r.emotion in shown, r.dialogue_id in shown)))
-    return chosen
-
-
-def counted(path: Path) -> pd.DataFrame:
-    """How many `versions` of each `condition`, `emotion`, `intensity` and `split` a file of rewrites holds."""
-    counts: Counter[tuple] = Counter()
-    with pq.ParquetFile(path) as file:
-        named = [name for name in COUNTED if name in file.schema_arrow.names]
-        for batch in file.iter_batches(columns=named):
-            counts.update(tuple(row.get(name) or "" for name in COUNTED) for row in batch.to_pylist())
-    return pd.DataFrame([(*key, counts[key]) for key in sorted(counts, key=str)], columns=[*COUNTED, "versions"])
 
 
 def variety(texts: Iterable[str], limit: int = 1000) -> pd.DataFrame:
@@ -68,17 +41,19 @@ def variety(texts: Iterable[str], limit: int = 1000) -> pd.DataFrame:
     `limit` texts are read: the more text, the more repeats, so shares of different corpora compare at equal numbers.
     """
     said = [[words(sentence) for sentence in sentences(text)] for text in islice(texts, limit)]
-    pairs = [pair for text in said for sentence in text for pair in zip(sentence, sentence[1:], strict=False)]
+    pairs = Counter(pair for text in said for sentence in text for pair in zip(sentence, sentence[1:], strict=False))
     whole = Counter(tuple(sentence) for text in said for sentence in text)
-    first = Counter(tuple(word for sentence in text for word in sentence)[:3] for text in said)
+    first = Counter(tuple(sum(text, [])[:3]) for text in said)
     row = {
         "texts": len(said),
         "sentences": whole.total(),
-        "distinct_2": _share(len(set(pairs)), len(pairs)),
-        "repeated_sentences": _share(sum(count for count in whole.values() if count > 1), whole.total()),
-        "shared_openings": _share(sum(count for count in first.values() if count > 1), len(said)),
+        "distinct_2": len(pairs) / max(1, pairs.total()),
+        **{
+            name: sum(count for count in counts.values() if count > 1) / max(1, counts.total())
+            for name, counts in (("repeated_sentences", whole), ("shared_openings", first))
+        },
     }
-    return pd.DataFrame([row])
+    return pd.DataFrame([row]).round(3)
 
 
 def wording(pairs: Iterable[tuple[Dialogue, Rewrite]]) -> pd.DataFrame:
@@ -91,13 +66,12 @@ def wording(pairs: Iterable[tuple[Dialogue, Rewrite]]) -> pd.DataFrame:
     rows = []
     for source, rewrite in pairs:
         old, new = (_runs(text) for text in (source.question, rewrite.question))
-        first = compose.urgent_now(source)
         said = [len(segment.say.split()) for segment in rewrite.segments]
+        first = compose.urgent_now(source)
         ahead = next((i for i, each in enumerate(rewrite.segments) if first in each.keep), 0)
         row = {"emotion": rewrite.emotion, "kept_runs": len(old & new) / max(1, len(old)), "own_words": sum(said)}
         rows.append(row | {"before_urgent": sum(said[:ahead]) if first else None})
-    frame = pd.DataFrame(rows, columns=["emotion", "kept_runs", "own_words", "before_urgent"])
-    by = frame.groupby("emotion")
+    by = pd.DataFrame(rows, columns=["emotion", "kept_runs", "own_words", "before_urgent"]).groupby("emotion")
     found = {"versions": by.size(), **{name: by[name].median().round(2) for name in ("kept_runs", "own_words")}}
     return pd.DataFrame(found | {"before_urgent": by["before_urgent"].max()}).reset_index()
 
@@ -109,14 +83,11 @@ def _runs(text: str, size: int = 4) -> set[tuple[str, ...]]:
 
 def feelings(pairs: Iterable[tuple[Dialogue, Rewrite]], lang: str = "en") -> pd.Series:
     """How many rewritten questions have a feeling word of the prompt more often than their sources, by word."""
-    listed = dict.fromkeys(word for told in prompts.feeling_words(lang).values() for word in told.split(", "))
-    patterns = {word: re.compile(rf"\b{re.escape(word)}\b", re.I) for word in listed}
-    counts = Counter(
-        word
-        for source, rewrite in pairs
-        for word, pattern in patterns.items()
-        if len(pattern.findall(rewrite.question)) > len(pattern.findall(source.question))
-    )
+    listed = {word for told in prompts.feeling_words(lang).values() for word in told.split(", ")}
+    counts = Counter()
+    for source, rewrite in pairs:
+        old, new = (f" {' '.join(words(text))} " for text in (source.question, rewrite.question))
+        counts.update(sorted(word for word in listed if new.count(f" {word} ") > old.count(f" {word} ")))
     return pd.Series(dict(counts.most_common()), name="questions", dtype=int)
 
 
@@ -135,10 +106,6 @@ def fenced(text: str) -> str:
     """The text word for word, in a fence that it cannot end."""
     fence = "`" * max(4, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 3) if whole else float("nan")
 
 
 def _safe(text: str) -> str:

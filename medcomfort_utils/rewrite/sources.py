@@ -19,8 +19,7 @@ from medcomfort_utils.records import EMOTIONS, Dialogue, Urgency, content_id, sp
 from medcomfort_utils.rewrite import clinic
 from medcomfort_utils.rewrite.clean import cleaned
 from medcomfort_utils.rewrite.duplicates import Near
-from medcomfort_utils.rewrite.layouts import Odd, layout_of, named, text_of
-from medcomfort_utils.rewrite.readers import open_records
+from medcomfort_utils.rewrite.readers import Odd, layout_of, named, open_records, text_of
 from medcomfort_utils.text import language, sentences, words
 
 DROPS = (
@@ -77,15 +76,13 @@ class Corpus:
         seed: int = 0,
         lang: str = "",
     ):
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise MedComfortError(
-                f"limit: {limit!r} is not a count; give 0 for all records or a positive whole number."
-            )
-        self.records, self.limit = open_records(source, revision, split, config), limit
-        self.seed, self.lang = seed, lang
-        self.name = self.records.name
-        some = [record for _, record in islice(self.records, LOOKED_AT)]
-        self._layout = layout_of(some, self.records.shown, question_field, answer_field, facts_field)
+        if limit < 0:
+            raise MedComfortError(f"limit: {limit} is no count; give 0 for all records or a positive whole number.")
+        self._limit, self._seed, self._lang = limit, seed, lang
+        self._records = open_records(source, revision, split, config)
+        self.name = self._records.name
+        some = [record for _, record in islice(self._records.read(), LOOKED_AT)]
+        self._layout = layout_of(some, self._records.shown, question_field, answer_field, facts_field)
         self._counts: Counter[str] = Counter()
         self._first_odd, self._names, self._folder = "", 0, None
 
@@ -98,16 +95,16 @@ class Corpus:
         The last row, `names removed`, counts what was cut out of greetings and sign-offs.
         """
         self._read()
-        odd = {reason: count for reason, count in self._counts.items() if reason not in ("read", "kept", *DROPS)}
-        rows = ["read", *DROPS, *sorted(odd), "kept"]
-        return _table({row: self._counts[row] for row in rows} | {"names removed": self._names})
+        odd = sorted(self._counts.keys() - {"read", "kept", *DROPS})
+        rows = {row: self._counts[row] for row in ("read", *DROPS, *odd, "kept")}
+        return _table(rows | {"names removed": self._names})
 
     def _read(self) -> Path:
         """The file with the dialogues; written by the first call."""
         if self._folder is None:
             folder = tempfile.TemporaryDirectory(prefix="medcomfort-")
             with writing(Path(folder.name) / "dialogues.parquet", Dialogue) as add:
-                for dialogue in self._sampled() if self.limit else self._usable():
+                for dialogue in self._sampled() if self._limit else self._usable():
                     add(dialogue)
             self._complain()
             self._folder = folder
@@ -116,34 +113,31 @@ class Corpus:
     def _sampled(self) -> list[Dialogue]:
         """The `limit` dialogues with the smallest hash of seed and id: a fair sample, and no more is held."""
         ranked = (
-            (hashlib.sha256(f"{self.seed}:{dialogue.id}".encode()).hexdigest(), place, dialogue)
+            (hashlib.sha256(f"{self._seed}:{dialogue.id}".encode()).hexdigest(), place, dialogue)
             for place, dialogue in enumerate(self._usable())
         )
-        chosen = heapq.nsmallest(self.limit, ranked)
+        chosen = heapq.nsmallest(self._limit, ranked)
         self._counts["over the limit"] = self._counts["kept"] - len(chosen)
         self._counts["kept"] = len(chosen)
         return [dialogue for _, _, dialogue in sorted(chosen, key=lambda each: each[1])]
 
     def _usable(self) -> Iterator[Dialogue]:
-        self._counts, self._first_odd, self._names = Counter(), "", 0
         ids, dialogues, questions = set(), Near(), Near()
-        for where, record in self.records:
+        for where, record in self._records.read():
             self._counts["read"] += 1
             try:
                 found = self._dialogue(record, ids, dialogues, questions)
             except Odd as odd:
                 self._first_odd = self._first_odd or f"{where}: {odd}"
                 found = odd.reason
-            if isinstance(found, str):
-                self._counts[found] += 1
-            else:
-                self._counts["kept"] += 1
+            self._counts[found if isinstance(found, str) else "kept"] += 1
+            if not isinstance(found, str):
                 yield found
 
     def _dialogue(self, record: object, ids: set[str], dialogues: Near, questions: Near) -> Dialogue | str:
         """The record as a dialogue, or why it is dropped; raises Odd where it does not fit the layout."""
         turns, removed = _cleaned(self._layout.turns(record))
-        reason, lang, spoken = _judge(turns, self.lang)
+        reason, lang, spoken = _judge(turns, self._lang)
         if reason:
             return reason
         details, identity = _details(named(record), turns, lang, self._layout.facts), content_id(turns)
@@ -160,22 +154,17 @@ class Corpus:
         )
 
     def _complain(self) -> None:
-        read, kept, shown = self._counts["read"], self._counts["kept"], self.records.shown
+        read, shown = self._counts["read"], self._records.shown
         dropped = {reason: count for reason, count in self._counts.items() if reason not in ("read", "kept") and count}
         told = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        first = f"; the first, {self._first_odd}" if self._first_odd else ""
-        if not read:
-            raise MedComfortError(f"{shown} holds no records.")
-        if not kept:
-            raise MedComfortError(f"{shown}: of {read} records read none can be used ({told}{first}).")
+        told += f"; the first, {self._first_odd}" if self._first_odd else ""
+        if not self._counts["kept"]:
+            raise MedComfortError(f"{shown}: of {read} records read none can be used ({told}).")
         if sum(count for reason, count in dropped.items() if reason not in DROPS) > MOST_ODD * read:
             raise MedComfortError(
-                f"{shown}: more than {MOST_ODD:.0%} of its {read} records do not fit ({told}{first}); mend the file, "
-                "or set question_field and answer_field."
+                f"{shown}: more than {MOST_ODD:.0%} of its {read} records do not fit ({told}); mend the file, or set "
+                "question_field and answer_field."
             )
-        copies = dropped.get("exact duplicate", 0) + dropped.get("near duplicate", 0)
-        if kept == 1 and copies and not dropped.get("over the limit"):
-            raise MedComfortError(f"{shown}: all {kept + copies} usable records are copies of one dialogue.")
 
 
 def open_source(source: str, per_condition: int = 1, seed: int = 0, **options) -> Clinic | Corpus:
@@ -189,12 +178,9 @@ def _table(counts: dict[str, int]) -> pd.DataFrame:
 
 def _cleaned(turns: list[dict]) -> tuple[list[dict], int]:
     """The turns with clean texts, and how many names were removed; texts too long to be used are left as they are."""
-    done, removed = [], 0
-    for turn in turns:
-        text, names = cleaned(turn["content"]) if len(turn["content"]) <= 2 * MAX_CHARACTERS else (turn["content"], 0)
-        done.append({"role": turn["role"], "content": text})
-        removed += names
-    return done, removed
+    texts = [cleaned(t["content"]) if len(t["content"]) <= 2 * MAX_CHARACTERS else (t["content"], 0) for t in turns]
+    done = [{"role": turn["role"], "content": text} for turn, (text, _) in zip(turns, texts, strict=True)]
+    return done, sum(removed for _, removed in texts)
 
 
 def _judge(turns: list[dict], wanted: str) -> tuple[str, str, list[tuple[str, list[str]]]]:
@@ -205,18 +191,14 @@ def _judge(turns: list[dict], wanted: str) -> tuple[str, str, list[tuple[str, li
             return reason, "", []
     if any(len(turn["content"]) > MAX_CHARACTERS for turn in turns):
         return "too long", "", []
-    spoken = [(turn["role"], _words(turn["content"])) for turn in turns]
+    # Each Chinese character counts as a word.
+    spoken = [(t["role"], [part for word in words(t["content"]) for part in _HAN.findall(word)]) for t in turns]
     if any(sum(len(tokens) for role, tokens in spoken if role == who) < low for who, low in MIN_WORDS.items()):
         return "too short", "", []
     if any(len(tokens) > MAX_WORDS for _, tokens in spoken):
         return "too long", "", []
     lang = language(" ".join(turn["content"][:TOLD_BY] for turn in (turns[0], turns[-1])))
     return "" if lang in ((wanted,) if wanted else LANGUAGES) else "unsupported language", lang, spoken
-
-
-def _words(text: str) -> list[str]:
-    """The words of a text; each Chinese character counts as one."""
-    return [part for word in words(text) for part in _HAN.findall(word)]
 
 
 def _details(fields: dict, turns: list[dict], lang: str, facts: str) -> dict:
@@ -238,8 +220,8 @@ def _details(fields: dict, turns: list[dict], lang: str, facts: str) -> dict:
 
 def _statements(fields: dict, name: str) -> list[str]:
     """A field with a list of statements, or one a line; empty if the record has none."""
-    found = fields.get(name) if name else None
-    found = found.splitlines() if isinstance(found, str) else [] if found is None else found
+    found = fields.get(name) or []
+    found = found.splitlines() if isinstance(found, str) else found
     if not isinstance(found, list):
         raise Odd("odd statements", f"{name} must be a list of statements")
     return [text for text in (cleaned(text_of(each, name))[0] for each in found) if text]

@@ -24,12 +24,7 @@ _GREETING = re.compile(
 
 
 def emotions_of(dialogue: Dialogue, count: int) -> list[str]:
-    """`count` (1-5) different emotions: those the corpus names first, then by the hash in the id, evenly spread.
-
-    Raises MedComfortError for another count.
-    """
-    if not 1 <= count <= len(EMOTIONS):
-        raise MedComfortError(f"emotions must lie between 1 and {len(EMOTIONS)}, not {count}.")
+    """`count` (1-5) different emotions: those the corpus names first, then by the hash in the id, evenly spread."""
     start = int(dialogue.id, 16)
     spread = [EMOTIONS[(start + step) % len(EMOTIONS)] for step in range(len(EMOTIONS))]
     return list(dict.fromkeys([*dialogue.emotions, *spread]))[:count]
@@ -59,22 +54,13 @@ def original(dialogue: Dialogue, **made_by) -> Rewrite:
     return version_of(dialogue, "original", "", dialogue.question, dialogue.answer, **made_by)
 
 
-def _say(text: str) -> Segment:
-    return Segment(role="assistant", say=text)
-
-
-def _keep(*numbers: int) -> Segment:
-    return Segment(role="assistant", keep=list(numbers))
-
-
 def _asked_with(expression: str, question: str, first: bool) -> str:
     """The question with an expression of feeling behind its greeting, or at its end."""
     if not first:
         return f"{compose.ended(question)} {expression}"
     greeting = _GREETING.match(question)
-    if not greeting:
-        return f"{expression} {question}"
-    return f"{greeting[0].strip()} {expression} {question[greeting.end() :].lstrip()}".strip()
+    head, rest = (greeting[0].strip(), question[greeting.end() :]) if greeting else ("", question)
+    return f"{head} {expression} {rest}".strip()
 
 
 def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite]:
@@ -89,8 +75,9 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
             f"dialogue {dialogue.id} is in '{dialogue.lang}', but the template rewriter knows English only."
         )
     chosen, numbered = emotions_of(dialogue, emotions), compose.numbered(dialogue)
-    greeted = [1] if _GREETING.fullmatch(numbered[0]) else []
-    rest = range(1 + len(greeted), len(numbered) + 1)
+    urgent = [number for number in [compose.urgent_now(dialogue)] if number]
+    head = urgent or ([1] if _GREETING.fullmatch(numbered[0]) else [])
+    rest = [number for number in range(1, len(numbered) + 1) if number not in head]
     yield original(dialogue, **BY_TEMPLATE)
     bank = "test" if dialogue.split == "test" else "train"
     for emotion in chosen:
@@ -100,7 +87,8 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
             rng.choice(getattr(kind, bank)) for kind in (phrases.expressions, phrases.openers, phrases.closers)
         )
         question = _asked_with(expression, dialogue.question, first=rng.random() < 0.5)
-        segments = [_keep(*greeted)] * len(greeted) + [_say(opener), _keep(*rest), _say(closer)]
+        pieces = [{"keep": head}, {"say": opener}, {"keep": rest}, {"say": closer}]
+        segments = [Segment(role="assistant", **piece) for piece in pieces if any(piece.values())]
         soothing, made_by = compose.compose(segments, numbered), {**BY_TEMPLATE, "segments": segments}
         yield version_of(dialogue, "emotional", emotion, question, soothing, **made_by)
         if emotion == chosen[0]:
@@ -111,7 +99,8 @@ def template_versions(dialogue: Dialogue, emotions: int = 1) -> Iterator[Rewrite
 def comfort_only(dialogue: Dialogue, emotion: str, question: str, segments: list[Segment], **made_by) -> Rewrite:
     """The emotional question with the own words of its answer alone."""
     spoken = [segment for segment in segments if segment.say]
-    return version_of(dialogue, "comfort_only", emotion, question, compose.said(spoken), segments=spoken, **made_by)
+    text = compose.compose(spoken, [])
+    return version_of(dialogue, "comfort_only", emotion, question, text, segments=spoken, **made_by)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,15 @@ def request(dialogue: Dialogue, rewrite: Rewrite, model: str, sampling: dict) ->
     return Request(row, model, messages, {**sampling, "temperature": 0.0}, prompts.SCHEMAS["verdict"], version)
 
 
-def gate_of(dialogue: Dialogue, rewrite: Rewrite, verdict: dict) -> Gate:
-    """The gate `verdict`: what the parsed response holds against the rewrite."""
-    told = [f'{what}: "{words}"' for field, what in _QUOTED.items() for words in verdict[field]]
-    facts = zip(dialogue.facts, verdict["facts"], strict=False)
+def gate_of(dialogue: Dialogue, rewrite: Rewrite, found: dict | str) -> Gate:
+    """The gate `verdict`: what the parsed response holds against the rewrite, or why there is none (a text)."""
+    if isinstance(found, str):
+        return Gate(name=NAME, passed=False, reason=f"no verdict: {found}")
+    told = [f'{what}: "{words}"' for field, what in _QUOTED.items() for words in found[field]]
+    facts = zip(dialogue.facts, found["facts"], strict=False)
     told += [f'{state} fact: "{fact}"' for fact, state in facts if state != "stated"]
-    told += [f"no {rewrite.emotion} shown"] * (bool(rewrite.emotion) and not verdict["emotion_shown"])
-    told += ["no comfort given"] * (not verdict["comfort_given"])
+    told += [f"no {rewrite.emotion} shown"] * (bool(rewrite.emotion) and not found["emotion_shown"])
+    told += ["no comfort given"] * (not found["comfort_given"])
     return Gate(name=NAME, passed=not told, reason="; ".join(told))
 
 

@@ -23,12 +23,7 @@ _TEXT = {"type": "string"}
 
 def _object(**properties: dict) -> dict:
     """The schema of an object that has exactly these properties, as strict structured output wants it."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 _KEEP = {"type": "array", "items": {"type": "integer"}}
