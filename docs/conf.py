@@ -82,7 +82,7 @@ def copy_index(app, error):
 
 
 def visit_math(self, node):
-    r"""A formula as MathML, by docutils, which knows neither \big (brackets stretch anyway) nor \dots; \log is too tight."""
+    r"""A formula as MathML, by docutils, which lacks \big and \dots and sets \log too tight."""
     formula, block = node.astext(), isinstance(node, nodes.math_block)
     for name, known in ((r"\big", ""), (r"\dots", r"\ldots"), (r"\log", r"\log\,")):
         formula = formula.replace(name, known)
