@@ -194,22 +194,18 @@ def test_two_runs_are_compared(folder, tmp_path, monkeypatch, capsys):
     recipes = yaml.safe_load((folder / "profile.yaml").read_text())
     recipes["models"]["dpo"]["beta"] = 0.5
     (folder / "profile.yaml").write_text(yaml.safe_dump(recipes))
-    rows = [row for row in read_json(folder / "results.json", "") if row["model"] != "kto"]
-    (dpo,) = (row for row in rows if [row[key] for key in ("model", "seed", "test_set", "metric")]
-              == ["dpo", None, "emotional", "comfort"] and not row.get("emotion"))  # fmt: skip
-    before = tables.cell(dpo["value"], dpo["low"], dpo["high"])
-    dpo |= {"value": dpo["value"] + 2, "low": dpo["value"] + 1.9, "high": dpo["value"] + 2.1}
-    write_json(folder / "results.json", rows)
+    rows = pd.DataFrame(read_json(folder / "results.json", "")).query("model != 'kto'")
+    chosen = (rows.model == "dpo") & (rows.metric == "comfort") & rows.seed.isna() & rows.emotion.isna()
+    rows.loc[chosen, ["value", "low", "high"]] = 5.0, 4.9, 5.1
+    rows.to_json(folder / "results.json", orient="records")
     assert main(["compare", "nano", "mine", "--out", str(tmp_path / "told")]) == 0
     said = capsys.readouterr().out
     assert "| dpo.beta | 0.1 | 0.5 |" in said and "| corpus | clinic | other.jsonl |" in said
-    assert "Only in A: kto." in said and f"| DPO | emotional | Comfort | {before} |" in said
-    assert said.count("[") >= 3 and "**" not in said.partition("## Scores")[0]
+    assert "Only in A: kto." in said and "| 5.00 [4.90, 5.10] | **" in said
     assert {p.name for p in (tmp_path / "told").iterdir()} == {f"nano-vs-mine.{end}" for end in ("md", "pdf", "png")}
     found = compare.differences(read_results(NANO), read_results(folder)).set_index(["model", "test_set", "metric"])
-    changed = found.loc[("dpo", "emotional", "comfort")]
-    assert changed.value == pytest.approx(2)  # by hand, from the two intervals' arms
-    assert changed.low == pytest.approx(2 - ((changed.high_a - changed.value_a) ** 2 + 0.1**2) ** 0.5)
+    row = found.loc[("dpo", "emotional", "comfort")]  # by hand, from the two intervals' arms
+    assert row.low == pytest.approx(5 - row.value_a - ((row.high_a - row.value_a) ** 2 + 0.1**2) ** 0.5)
     assert main(["compare", "nano", "nothing"]) == 1
     assert "There is no run 'nothing' with results" in capsys.readouterr().err
 

@@ -217,17 +217,14 @@ def ablation_neutral_fraction(results: Results) -> Figure:
     shown = (("comfort", "emotional"), ("comfort", "neutral"), (results.knowledge, "emotional"))
     for panel, (metric, test_set) in zip(axes[0], shown, strict=True):
         values, top = results.values(metric, test_set), TOP.get(metric, 1)
-        bottom = 0 if top > 1 else max(np.floor(10 * values.low[cells.index].min() - 0.5) / 10, 0)  # they differ little
         panel.axhline(values.value[BASE], **DASHED)
         for place, method in enumerate(varied):
             rows = values.join(cells[cells.method == method], how="inner").sort_values("neutral_fraction")
             at = rows.neutral_fraction.astype(float) + 0.02 * (place - (len(varied) - 1) / 2)
             panel.errorbar(at, rows.value, (rows.value - rows.low, rows.high - rows.value), lw=0.8, ms=4,
                            fmt=f"-{style.marker(method)}", color=style.colour(method), label=style.label(method))
-        room = 0.03 * (top - bottom)
-        panel.set(title=f"{style.label(metric)}, {test_set} questions", ylim=(bottom - room, top + room))
-        panel.set_ylabel(f"{bottom:g} to {top}" + " (the axis is cut)" * bool(bottom))
-        panel.set(xlabel="Share of neutral pairs", xticks=sorted(cells.neutral_fraction.unique()))
+        panel.set(title=f"{style.label(metric)}, {test_set} questions", ylim=(-0.03 * top, 1.03 * top),
+                  xlabel="Share of neutral pairs", xticks=sorted(cells.neutral_fraction.unique()))  # fmt: skip
     drawn.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=len(varied))
     return _note(drawn, results, "Dashed: the base. Bars: 95 % intervals over questions.")
 
