@@ -1,4 +1,4 @@
-"""Learn an adapter of the sentence encoder: low-rank updates of its upper layers, and heads. Shared by the two trainers.
+"""Learn an adapter of the sentence encoder: low-rank updates of its upper layers, and heads. Shared by two trainers.
 
 The lower layers stay as they are, so what they make of each text is computed once and kept. Training runs in bfloat16
 on one thread with fixed seeds: the same machine gives the same bytes; what is learnt is used in 32-bit floats.
@@ -34,9 +34,11 @@ def fresh(heads: int, outputs: int, seed: int) -> Tensors:
             adapter[f"encoder.layer.{number}.{name}.a"] = torch.randn(RANK, into) / math.sqrt(into)
             adapter[f"encoder.layer.{number}.{name}.b"] = torch.zeros(out, RANK)
     shapes = {"attention": (heads, WIDTH), "weights": (heads, outputs, WIDTH)}
-    return adapter | {name: 0.03 * torch.randn(shape) for name, shape in shapes.items()} | {
-        "bias": torch.zeros(heads, outputs)
-    }
+    return (
+        adapter
+        | {name: 0.03 * torch.randn(shape) for name, shape in shapes.items()}
+        | {"bias": torch.zeros(heads, outputs)}
+    )
 
 
 class Texts:
@@ -89,7 +91,9 @@ def _batches(units: Sequence[Sequence[int]], texts: Texts, chance: random.Random
 Loss = Callable[[torch.Tensor, list[int]], torch.Tensor]
 
 
-def fit(texts: Texts, units: Sequence[Sequence[int]], shape: tuple[int, int], loss: Loss, epochs: int, seed: int = 0) -> Tensors:
+def fit(
+    texts: Texts, units: Sequence[Sequence[int]], shape: tuple[int, int], loss: Loss, epochs: int, seed: int = 0
+) -> Tensors:
     """The adapter learnt from the units of texts; `loss` compares log odds with the labels at the places of a batch."""
     chance, adapter = random.Random(seed), fresh(*shape, seed)
     learnt = [nn.Parameter(tensor) for tensor in adapter.values()]
@@ -106,7 +110,10 @@ def fit(texts: Texts, units: Sequence[Sequence[int]], shape: tuple[int, int], lo
         search.step()
         summed += found.item()
         if (step + 1) % 100 == 0:
-            print(f"  step {step + 1} of {len(plan)}: loss {summed / 100:.3f}, {time.process_time() - began:.0f} s", flush=True)
+            print(
+                f"  step {step + 1} of {len(plan)}: loss {summed / 100:.3f}, {time.process_time() - began:.0f} s",
+                flush=True,
+            )
             summed = 0.0
     return {name: tensor.detach().half().float() for name, tensor in adapter.items()}
 

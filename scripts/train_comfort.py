@@ -3,7 +3,7 @@
     python scripts/train_comfort.py [FOLDER]
 
 writes what is learnt (`comfort_en.json`, `comfort_en.safetensors`) and the figures (`data/comfort_labels/report.json`).
-About 25 minutes on one core; FOLDER keeps what each step gave, so that a second start goes on where the first one ended.
+About 25 minutes on one core; FOLDER keeps what each step gave, so that a second start goes on from there.
 
 Two models, whose expected levels are averaged. The linear one sees one sentence: which sentence of a reply earned the
 label is learnt too, by fitting, keeping each positive reply's strongest sentence and all sentences of the others, and
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from adapter import Texts, fit, small
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from adapter import Texts, fit, small
 from medcomfort_utils.evaluate import comfort
 from medcomfort_utils.evaluate.comfort import MECHANISMS, MOST, Linear, expected, length_only, levels, own_sentences
 from medcomfort_utils.evaluate.comfort_features import features
@@ -65,7 +65,9 @@ def labels_of(rows: Sequence[dict]) -> np.ndarray:
 
 def train_linear(rows: Sequence[dict]) -> Linear:
     """Weights for the features of one sentence."""
-    pairs = [(i, features(said)) for i, row in enumerate(rows) for said in own_sentences(row["question"], row["answer"])]
+    pairs = [
+        (i, features(said)) for i, row in enumerate(rows) for said in own_sentences(row["question"], row["answer"])
+    ]
     owner = np.array([i for i, _ in pairs])
     counts = Counter(name for _, present in pairs for name in present)
     names = {name: column for column, name in enumerate(sorted(n for n, count in counts.items() if count >= MINIMUM))}
@@ -110,7 +112,7 @@ def _fit(matrix: csr_matrix, target: np.ndarray, importance: np.ndarray, start: 
 
 
 def augmented(rows: Sequence[dict], seed: int = 0) -> list[dict]:
-    """Further replies: short ones joined to long ones, half of them with comfort in one of them; and without question."""
+    """Further replies: short ones joined to long ones, half of them with comfort in one; and without question."""
     chance = random.Random(seed)
     short = [row for row in rows if len(row["answer"].split()) < 60]
     plain = [row for row in short if not any(row[name] for name in MECHANISMS)]
@@ -214,7 +216,9 @@ def figures(rows: Sequence[dict], values: np.ndarray) -> dict:
             table["kappa"][part][name] = round(float(kappa(confusion(true[held], guess[held]))), 3)
         for title, wrong in (("heard in replies of 0", (true == 0, guess > 0)), ("missed", (true > 0, guess == 0))):
             table[title][name] = {
-                f"{low}-{high} words" if high < 10_000 else f"{low} words and more": round(float(wrong[1][chosen].mean()), 3)
+                f"{low}-{high} words" if high < 10_000 else f"{low} words and more": round(
+                    float(wrong[1][chosen].mean()), 3
+                )
                 for low, high in LENGTHS
                 if (chosen := wrong[0] & (words >= low) & (words <= high)).any()
             }
@@ -234,7 +238,10 @@ def _pairs(rows: Sequence[dict], given: np.ndarray, truth: np.ndarray, file: str
         for i, j in places.values()
     ]
     single = [each for pair in right for each in pair]
-    return {"levels": round(float(np.mean(single)), 3), "whole pairs": round(float(np.mean([all(p) for p in right])), 3)}
+    return {
+        "levels": round(float(np.mean(single)), 3),
+        "whole pairs": round(float(np.mean([all(p) for p in right])), 3),
+    }
 
 
 # --- Main ----------------------------------------------------------------------------------------------------------
@@ -269,7 +276,9 @@ def main(folder: str = "") -> None:
     rows, kept = read_labels(), Path(folder) if folder else None
     values = {name: np.zeros((len(rows), 3)) for name in ("linear", "encoder")}
     for fold in (*FOLDS, ("first_sight",)):
-        linear, adapter = models([row for row in rows if row["file"] not in (*fold, "first_sight")], kept, "+".join(fold))
+        linear, adapter = models(
+            [row for row in rows if row["file"] not in (*fold, "first_sight")], kept, "+".join(fold)
+        )
         held = [place for place, row in enumerate(rows) if row["file"] in fold]
         pairs = [(rows[place]["question"], rows[place]["answer"]) for place in held]
         values["linear"][held], values["encoder"][held] = expected(pairs, linear), expected(pairs, adapter=adapter)
@@ -281,7 +290,13 @@ def main(folder: str = "") -> None:
     save_file(small(adapter), comfort.ADAPTER)
     write_json(LABELS / "report.json", {"replies": len(rows), **report})
     for name, table in report.items():
-        print(name, json.dumps(table["kappa"]), json.dumps(table["pairs"]), json.dumps(table["heard in replies of 0"]), sep="\n  ")
+        print(
+            name,
+            json.dumps(table["kappa"]),
+            json.dumps(table["pairs"]),
+            json.dumps(table["heard in replies of 0"]),
+            sep="\n  ",
+        )
 
 
 if __name__ == "__main__":

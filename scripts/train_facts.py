@@ -1,9 +1,9 @@
-"""Train the support of facts in free wording from `data/fact_labels`, and say how well it does on files it has not seen.
+"""Train the support of facts in free wording from `data/fact_labels`, and say how well it does on unseen files.
 
     python scripts/train_facts.py
 
 fits a logistic regression over `facts.fact_features` on all files but those kept fresh, writes its weights beside
-`evaluate/facts.py` and the figures into `data/fact_labels/report.json`: ROC AUC of "entailed" against the rest, a fact at a
+`evaluate/facts.py` and figures into `data/fact_labels/report.json`: ROC AUC of "entailed" against the rest, a fact at a
 time, and of "contradicted" recall and precision, each file scored by weights that were learnt without it.
 """
 
@@ -33,7 +33,7 @@ def read_labels() -> list[tuple[str, str, dict[str, float]]]:
 
 
 def fitted(rows: list) -> dict[str, float]:
-    """Weights by feature, and the intercept; a contradicted pair counts a third, as answers of models rarely are false."""
+    """Weights by feature, and the intercept; a contradicted pair counts a third: answers rarely are false."""
     matrix = np.array([[features[name] for name in NAMES] for _, _, features in rows])
     importance = [1 / 3 if label == "contradicted" else 1.0 for _, label, _ in rows]
     model = LogisticRegression(C=10, max_iter=1000).fit(

@@ -1,7 +1,7 @@
-"""The comfort score on kinds of replies that were judged wrongly, on changes that must not matter, and what its report says.
+"""The comfort score on kinds of replies that were judged wrongly, on changes that must not matter; its report.
 
 All labels were written by a language model: agreement says that the score does what was meant, not that people would
-agree. The single replies below were seen while the labels were written: they guard against regress, they estimate nothing.
+agree. The single replies below were seen while the labels were written: they guard, they estimate nothing.
 """
 
 import json
@@ -22,15 +22,18 @@ WARM = (
 )
 SCARED = "They found a lump in my breast and I am so scared that I cannot sleep."
 ADVICE = (
-    "An ultrasound is the usual first test for a lump in the breast, and a needle biopsy follows if the picture is not clear. Most "
-    "lumps at your age are cysts or fibroadenomas. The scan takes about fifteen minutes and does not hurt. Do not use powder or "
-    "deodorant on the day. The radiologist sends the report to your doctor within two working days. If a biopsy is needed, it is "
-    "done with a local anaesthetic, and the result takes about a week. Bruising is common and settles in a few days. Paracetamol can "
-    "be taken every six hours, and ibuprofen is best avoided for a day because of bleeding. Wear a firm bra at night. Come back sooner "
-    "if the skin becomes red or hot, if you have a fever above 38, or if the nipple bleeds. Bring a list of your medicines and the "
-    "dates of your last two periods, since both are asked at the clinic."
+    "An ultrasound is the usual first test for a lump in the breast, and a needle biopsy follows if the picture is "
+    "not clear. Most lumps at your age are cysts or fibroadenomas. The scan takes about fifteen minutes and does "
+    "not hurt. Do not use powder or deodorant on the day. The radiologist sends the report to your doctor within "
+    "two working days. If a biopsy is needed, it is done with a local anaesthetic, and the result takes about a "
+    "week. Bruising is common and settles in a few days. Paracetamol can be taken every six hours, and ibuprofen is "
+    "best avoided for a day because of bleeding. Wear a firm bra at night. Come back sooner if the skin becomes red "
+    "or hot, if you have a fever above 38, or if the nipple bleeds. Bring a list of your medicines and the dates of "
+    "your last two periods, since both are asked at the clinic."
 )
-LOOPING = "You are a symbol of the human-animal bond, and of incredible resilience, and of the bond, and of resilience. " * 4
+LOOPING = (
+    "You are a symbol of the human-animal bond, and of incredible resilience, and of the bond, and of resilience. " * 4
+)
 
 
 def levels(answer: str, question: str = SCARED, **options) -> list[int]:
@@ -67,7 +70,9 @@ def test_sorrow_about_something_else_is_no_emotional_reaction():
     assert levels("I am so sorry, I have been feeling sad all week because my cat died.")[0] == 0
 
 
-@pytest.mark.parametrize("answer", ["You are not alone.", "Oh love. Come in tomorrow at nine.", "im so sorry hun", f"{ADVICE} {WARM}"])
+@pytest.mark.parametrize(
+    "answer", ["You are not alone.", "Oh love. Come in tomorrow at nine.", "im so sorry hun", f"{ADVICE} {WARM}"]
+)
 def test_comfort_counts_however_short_or_hidden(answer):
     assert sum(levels(answer)) > 0
 
@@ -81,7 +86,9 @@ def test_looping_nonsense_comforts_nobody():
     assert sum(levels(LOOPING)) <= 1
 
 
-@pytest.mark.parametrize("variant", [WARM.upper(), WARM.replace("'", "\u2019"), WARM.replace(". ", ".\n\n"), f"{WARM} {WARM}"])
+@pytest.mark.parametrize(
+    "variant", [WARM.upper(), WARM.replace("'", "\u2019"), WARM.replace(". ", ".\n\n"), f"{WARM} {WARM}"]
+)
 def test_case_apostrophes_breaks_and_repetition_change_nothing(variant):
     assert levels(variant) == levels(WARM)
 

@@ -72,9 +72,12 @@ def test_own_words_must_be_there_and_be_few():
 @pytest.mark.parametrize(
     ("composed", "fine"),
     [
-        (([3], "I hear you.", [1, 2]), True), (("I hear you.", [3, 1, 2]), True),
-        (("word " * SHORT, [3, 1, 2]), True), (("word " * (SHORT + 1), [3, 1, 2]), False),
-        (("I hear you.", "And more.", [3, 1, 2]), False), (("I hear you.", [1, 3, 2]), False),
+        (([3], "I hear you.", [1, 2]), True),
+        (("I hear you.", [3, 1, 2]), True),
+        (("word " * SHORT, [3, 1, 2]), True),
+        (("word " * (SHORT + 1), [3, 1, 2]), False),
+        (("I hear you.", "And more.", [3, 1, 2]), False),
+        (("I hear you.", [1, 3, 2]), False),
         (([1, 2], "I hear you.", [3]), False),
     ],
 )

@@ -1,6 +1,7 @@
 """The pages are true: the tutorial runs, the architecture is what the code imports, files and links exist."""
 
 import ast
+import json
 import os
 import re
 import shlex

@@ -20,8 +20,10 @@ from medcomfort_utils.__main__ import main
 from medcomfort_utils.paths import MedComfortError
 
 HERE, NOTEBOOKS = Path(paths.__file__).resolve().parents[1], paths.NOTEBOOKS
-START = "import json, os, pathlib, time\nout = pathlib.Path(out_dir if 'out_dir' in globals() else results_dir)\n" \
-        "out.mkdir(parents=True, exist_ok=True)\ndef log(word):\n    with open('log', 'a') as f: f.write(word + '\\n')"
+START = (
+    "import json, os, pathlib, time\nout = pathlib.Path(out_dir if 'out_dir' in globals() else results_dir)\n"
+    "out.mkdir(parents=True, exist_ok=True)\ndef log(word):\n    with open('log', 'a') as f: f.write(word + '\\n')"
+)
 CELLS = {
     "01_rewrite": [
         "log('rewrite'); (out / 'half.txt').write_text('begun')\nwhile os.path.exists('hold'): time.sleep(0.05)",
@@ -117,8 +119,10 @@ def command_line(*arguments):
     """The command as a process of its own, in the house of the test."""
     moved = "".join(f"paths.{name} = Path({str(getattr(paths, name))!r});" for name in
                     ("ROOT", "NOTEBOOKS", "PROFILES", "RUNS", "DATA"))  # fmt: skip
-    code = f"from pathlib import Path; from medcomfort_utils import paths; {moved} " \
-           "import sys; from medcomfort_utils.__main__ import main; sys.exit(main())"
+    code = (
+        f"from pathlib import Path; from medcomfort_utils import paths; {moved} "
+        "import sys; from medcomfort_utils.__main__ import main; sys.exit(main())"
+    )
     return subprocess.Popen([sys.executable, "-c", code, "reproduce", "--profile", "tiny", *arguments],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 

@@ -76,10 +76,14 @@ def test_omitted_doubled_and_reworded_sentences_are_always_found():
     ("said", "gate"),
     [
         ("I have 3 children and know it hurts you.", "own_words_plain"),
-        ("Poor you, with all that bisoprolol.", "own_words_plain"), ("You carry so much. " * 25, "sentences_kept"),
-        ("You should see another doctor.", "no_new_advice"), ("You will be fine.", "no_promise"),
-        ("It hurts you like a kidney stone.", "no_new_facts"), ("I am sorry, [name].", "no_placeholder"),
-        ("As an AI I feel with you.", "no_role_leak"), ("I am unable to help with this, I am sorry.", "no_refusal"),
+        ("Poor you, with all that bisoprolol.", "own_words_plain"),
+        ("You carry so much. " * 25, "sentences_kept"),
+        ("You should see another doctor.", "no_new_advice"),
+        ("You will be fine.", "no_promise"),
+        ("It hurts you like a kidney stone.", "no_new_facts"),
+        ("I am sorry, [name].", "no_placeholder"),
+        ("As an AI I feel with you.", "no_role_leak"),
+        ("I am unable to help with this, I am sorry.", "no_refusal"),
         ("Es tut mir so leid, dass du das alles durchmachen musst.", "language"),
     ],
 )
@@ -135,7 +139,10 @@ MENDED = [
     *(
         (f"Take {old} of it with food. Then rest.", old, new)
         for old, new in (
-            ("2,5 mg", "2.5 mg"), ("2. 5 ml", "2.5 ml"), ("2 \u03bcg", "2 \u00b5g"), ("twenty five mg", "25 mg"),
+            ("2,5 mg", "2.5 mg"),
+            ("2. 5 ml", "2.5 ml"),
+            ("2 \u03bcg", "2 \u00b5g"),
+            ("twenty five mg", "25 mg"),
             ("5 mg tds", "5 mg three times a day"),
         )
     ),
@@ -166,7 +173,9 @@ LIMIT = "Do not take more than 1200 mg a day. See a doctor if the fever lasts lo
 @pytest.mark.parametrize(
     "said",
     [
-        "Skip the doctor.", "Let the fever burn, it cleans the blood.", "You are out of danger.",
+        "Skip the doctor.",
+        "Let the fever burn, it cleans the blood.",
+        "You are out of danger.",
         "That lump is just a harmless cyst.",
     ],
 )
@@ -177,8 +186,10 @@ def test_own_words_that_advise_or_promise_are_stopped(said):
 @pytest.mark.parametrize(
     "said",
     [
-        "I cannot promise that you will be fine.", "You are not alone with this.",
-        "It is no wonder that you are worn out.", "Thank you for trusting me with it.",
+        "I cannot promise that you will be fine.",
+        "You are not alone with this.",
+        "It is no wonder that you are worn out.",
+        "Thank you for trusting me with it.",
     ],
 )
 def test_own_words_that_comfort_pass(said):

@@ -129,7 +129,9 @@ def test_facts_in_no_fixed_wording_have_no_exact_score():
     free = dialogue(facts=["One aspirin of 75 mg a day.", "Do not smoke."])
     scores = knowledge.score([PLAIN, PLAIN.replace("75", "300")], [free] * 2)
     assert scores[["facts_kept", "red_flags_kept"]].isna().all(axis=None)
-    assert list(scores["facts_supported"]) == [0.5, 0] and scores["contradictions"][1] >= scores["contradictions"][0] == 0
+    assert (
+        list(scores["facts_supported"]) == [0.5, 0] and scores["contradictions"][1] >= scores["contradictions"][0] == 0
+    )
 
 
 def test_unequal_lists_are_refused():

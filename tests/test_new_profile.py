@@ -68,7 +68,10 @@ def test_only_corpus_base_and_rewriter_change(origin):
 def test_comments_are_kept():
     text = new_profile("paper", str(EXAMPLE), BASE, name="mine").read_text(encoding="utf-8")
     assert "# Unsloth's guide: 16 or 32" in text and "# Preferences from the base, one seed each" in text
-    assert "  base: data/nano_base" in text and "source: docs/example_dialogues.jsonl  # JSON, JSONL, CSV or parquet file" in text
+    assert (
+        "  base: data/nano_base" in text
+        and "source: docs/example_dialogues.jsonl  # JSON, JSONL, CSV or parquet file" in text
+    )
     assert "One GPU with 80 GB" not in text  # what the other profile says of itself
 
 

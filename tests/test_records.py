@@ -158,8 +158,11 @@ def test_neutral_pairs_beside_neutral_questions_are_refused(hand_made, target):
 def test_unpaired_view_holds_each_answer_once(hand_made):
     rows = records.to_unpaired(hand_made)
     assert [(row["prompt"][0]["content"], row["completion"][0]["content"], row["label"]) for row in rows] == [
-        ("Q? Afraid.", "Soothing. Plain.", True), ("Q? Afraid.", "Plain.", False), ("Q? Afraid.", "Soothing.", False),
-        ("Q?", "Plain.", True), ("Q?", "Soothing. Plain.", False),
+        ("Q? Afraid.", "Soothing. Plain.", True),
+        ("Q? Afraid.", "Plain.", False),
+        ("Q? Afraid.", "Soothing.", False),
+        ("Q?", "Plain.", True),
+        ("Q?", "Soothing. Plain.", False),
     ]
 
 

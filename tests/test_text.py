@@ -30,15 +30,23 @@ def test_forms_are_made_one(form, one):
 
 
 SPLIT = [
-    ["Give 2.5 ml twice a day.", "Then stop."], ["Take e.g. ibuprofen with food.", "Rest."],
-    ["See Dr. Smith at 9 a.m. on Monday.", "Bring your list."], ["Take one tablet b.i.d. with food.", "Drink water."],
-    ["Take it b.i.d.", "Then come back."], ["It is approx. 5 cm long.", "It is harmless."],
-    ["Read https://a.org/x.y or www.nhs.uk/knee.html for more.", "Call me."], ["Really?!", "Yes."],
+    ["Give 2.5 ml twice a day.", "Then stop."],
+    ["Take e.g. ibuprofen with food.", "Rest."],
+    ["See Dr. Smith at 9 a.m. on Monday.", "Bring your list."],
+    ["Take one tablet b.i.d. with food.", "Drink water."],
+    ["Take it b.i.d.", "Then come back."],
+    ["It is approx. 5 cm long.", "It is harmless."],
+    ["Read https://a.org/x.y or www.nhs.uk/knee.html for more.", "Call me."],
+    ["Really?!", "Yes."],
     ["Levels were 1.2 vs. 3.4 mmol/L last week.", "No worry."],
     ["St. John's wort i.e. hypericum interacts with it.", "Avoid it."],
-    ["i had pain.", "it went.", "what should i do?"], ["You need vitamin B12, vitamin D, etc.", "Also rest."],
-    ["Take no. 5 of the list.", "Not no. 6."], ["No.", "It is safe."], ["J. Smith wrote this.", "It is good."],
-    ["Take vitamin C.", "Then rest."], ["It usually fades by age 30.", "Possible treatments are creams."],
+    ["i had pain.", "it went.", "what should i do?"],
+    ["You need vitamin B12, vitamin D, etc.", "Also rest."],
+    ["Take no. 5 of the list.", "Not no. 6."],
+    ["No.", "It is safe."],
+    ["J. Smith wrote this.", "It is good."],
+    ["Take vitamin C.", "Then rest."],
+    ["It usually fades by age 30.", "Possible treatments are creams."],
     ["It was torn apart, 2. 5 ml in all.", "Rest."],
     ["Do this:", "1. rest the knee", "2. put ice on it", "3. come back"],
 ]
@@ -56,7 +64,10 @@ def test_sentences_without_a_blank_in_lists_in_wrapped_lines_and_in_chinese():
     wrapped = "This line was wrapped by a mail program after some sixty letters\nand goes on here."
     assert sentences(wrapped) == [wrapped]
     assert sentences("\u4f60\u597d\u3002\u600e\u4e48\u529e\uff1f\u522b\u6025\uff1b\u4f11\u606f", "zh") == [
-        "\u4f60\u597d\u3002", "\u600e\u4e48\u529e\uff1f", "\u522b\u6025\uff1b", "\u4f11\u606f",
+        "\u4f60\u597d\u3002",
+        "\u600e\u4e48\u529e\uff1f",
+        "\u522b\u6025\uff1b",
+        "\u4f11\u606f",
     ]
 
 
@@ -64,9 +75,25 @@ def test_sentences_without_a_blank_in_lists_in_wrapped_lines_and_in_chinese():
 def test_sentences_lose_nothing_but_blanks(lang):
     rng = random.Random(5)
     pieces = [
-        "a", "Dr", "2", ".", "!", "?", " ", "\n", "1.", "e.g.", "\u3002", "(", ")",
+        "a",
+        "Dr",
+        "2",
+        ".",
+        "!",
+        "?",
+        " ",
+        "\n",
+        "1.",
+        "e.g.",
+        "\u3002",
+        "(",
+        ")",
         '"',
-        "\u2026", "\u2022", "5 mg", "I", "\uff1b",
+        "\u2026",
+        "\u2022",
+        "5 mg",
+        "I",
+        "\uff1b",
     ]
     for _ in range(500):
         made = "".join(rng.choices(pieces, k=rng.randint(0, 30)))
@@ -135,19 +162,41 @@ def test_language(said, lang):
 
 
 SAME = [
-    ("½ tablet", "half a tablet"), ("1½ tablets", "one and a half tablets"), ("2,5 mg", "2.5 mg"),
-    ("1,000 mg", "1 g"), ("24h", "24 hours"), ("tds", "three times a day"), ("b.i.d.", "twice daily"),
-    ("150/95", "150 over 95"), ("5 \u03bcg", "5 mcg"), ("2. 5 ml", "2.5 ml"), ("twenty five mg", "25 mg"),
-    ("four hundred mg", "400 mg"), ("150 x 10⁹/L", "150 x 10^9/L"), ("every other day", "every 2 days"),
-    ("q6h", "every six hours"), ("two weeks", "14 days"), ("38.5°C", "38.5 degrees"),
-    ("at most 8 tablets", "no more than 8 tablets"), ("Do not take more than 1200 mg a day", "at most 1200 mg daily"),
-    ("od 5 mg od", "od 5 mg once a day"), ("3 days or more", "at least 3 days"),
-    ("7-10 days", "between seven and ten days"), ("1-0-0", "1-0-0"),
+    ("½ tablet", "half a tablet"),
+    ("1½ tablets", "one and a half tablets"),
+    ("2,5 mg", "2.5 mg"),
+    ("1,000 mg", "1 g"),
+    ("24h", "24 hours"),
+    ("tds", "three times a day"),
+    ("b.i.d.", "twice daily"),
+    ("150/95", "150 over 95"),
+    ("5 \u03bcg", "5 mcg"),
+    ("2. 5 ml", "2.5 ml"),
+    ("twenty five mg", "25 mg"),
+    ("four hundred mg", "400 mg"),
+    ("150 x 10⁹/L", "150 x 10^9/L"),
+    ("every other day", "every 2 days"),
+    ("q6h", "every six hours"),
+    ("two weeks", "14 days"),
+    ("38.5°C", "38.5 degrees"),
+    ("at most 8 tablets", "no more than 8 tablets"),
+    ("Do not take more than 1200 mg a day", "at most 1200 mg daily"),
+    ("od 5 mg od", "od 5 mg once a day"),
+    ("3 days or more", "at least 3 days"),
+    ("7-10 days", "between seven and ten days"),
+    ("1-0-0", "1-0-0"),
 ]
 OTHER = [
-    ("½ tablet", "¾ tablet"), ("1½ tablets", "1 tablet"), ("10⁹", "10⁶"), ("2x500 mg", "2x800 mg"),
-    ("2.5 mg", "25 mg"), ("at most 8", "at least 8"), ("less than 0.3", "more than 0.3"),
-    ("within 3 days", "after 3 days"), ("every 6 hours", "6 hours"), ("twice a week", "twice a day"),
+    ("½ tablet", "¾ tablet"),
+    ("1½ tablets", "1 tablet"),
+    ("10⁹", "10⁶"),
+    ("2x500 mg", "2x800 mg"),
+    ("2.5 mg", "25 mg"),
+    ("at most 8", "at least 8"),
+    ("less than 0.3", "more than 0.3"),
+    ("within 3 days", "after 3 days"),
+    ("every 6 hours", "6 hours"),
+    ("twice a week", "twice a day"),
     ("1-0-1", "1-1-0"),
 ]
 

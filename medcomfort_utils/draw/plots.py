@@ -221,8 +221,16 @@ def ablation_neutral_fraction(results: Results) -> Figure:
         for place, method in enumerate(varied):
             rows = values.join(cells[cells.method == method], how="inner").sort_values("neutral_fraction")
             at = rows.neutral_fraction.astype(float) + 0.02 * (place - (len(varied) - 1) / 2)
-            panel.errorbar(at, rows.value, (rows.value - rows.low, rows.high - rows.value), lw=0.8, ms=4,
-                           fmt=f"-{style.marker(method)}", color=style.colour(method), label=style.label(method))
+            panel.errorbar(
+                at,
+                rows.value,
+                (rows.value - rows.low, rows.high - rows.value),
+                lw=0.8,
+                ms=4,
+                fmt=f"-{style.marker(method)}",
+                color=style.colour(method),
+                label=style.label(method),
+            )
         panel.set(title=f"{style.label(metric)}, {test_set} questions", ylim=(-0.03 * top, 1.03 * top),
                   xlabel="Share of neutral pairs", xticks=sorted(cells.neutral_fraction.unique()))  # fmt: skip
     drawn.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=len(varied))

@@ -21,7 +21,6 @@ _LATEX = {
 _SYMBOLS = {"d_z": "$d_z$", "p": "$p$"}  # headings that are mathematics
 
 
-
 def results_table(results: Results) -> pd.DataFrame:
     """One row a model, cells "3.91 [3.80, 4.02]": the value and its 95 % interval, seeds pooled.
 
@@ -45,8 +44,15 @@ def claims_table(results: Results) -> pd.DataFrame:
     for row in results.claims.itertuples():
         p = "< 0.001" if row.p_value < 0.001 else number(row.p_value, 3)
         verdict = f"{row.verdict} ({row.reason})" if row.verdict == "no verdict" else row.verdict
-        rows.append((*map(style.label, (row.id, row.model, row.against)),
-                     cell(row.estimate, row.low, row.high, _digits(row)), number(row.effect_size), p, verdict))
+        rows.append(
+            (
+                *map(style.label, (row.id, row.model, row.against)),
+                cell(row.estimate, row.low, row.high, _digits(row)),
+                number(row.effect_size),
+                p,
+                verdict,
+            )
+        )
     return pd.DataFrame(rows, columns=names)
 
 

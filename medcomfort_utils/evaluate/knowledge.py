@@ -16,11 +16,10 @@ from rouge_score.scoring import fmeasure
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
-from medcomfort_utils.evaluate.facts import contradicts, conveys, fact_features, unmatched
-
 # The measures themselves, for those who look for them here.
 from medcomfort_utils.evaluate.facts import comprehensiveness as comprehensiveness
 from medcomfort_utils.evaluate.facts import contradictions as contradictions
+from medcomfort_utils.evaluate.facts import contradicts, conveys, fact_features, unmatched
 from medcomfort_utils.evaluate.facts import fact_support as fact_support
 from medcomfort_utils.paths import MedComfortError
 from medcomfort_utils.records import Dialogue
