@@ -7,7 +7,8 @@ About 25 minutes on one core; FOLDER keeps what each step gave, so that a second
 
 Two models, whose expected levels are averaged. The linear one sees one sentence: which sentence of a reply earned the
 label is learnt too, by fitting, keeping each positive reply's strongest sentence and all sentences of the others, and
-fitting again (multiple-instance learning, after Andrews et al., NIPS 2002). The encoder reads question and reply.
+fitting again (multiple-instance learning, after Andrews et al., NIPS 2002). The encoder reads question and reply
+in training, and the reply alone when it scores.
 """
 
 import json

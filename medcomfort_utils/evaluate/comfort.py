@@ -2,10 +2,11 @@
 
 After EPITOME (Sharma et al., "A Computational Approach to Understanding Empathy Expressed in Text-Based Mental Health
 Support", EMNLP 2020): emotional reactions, interpretations and explorations, each none (0), weak (1) or strong (2).
-A linear model sees each sentence alone and takes the strongest; a sentence encoder reads question and answer together;
-their expected levels are averaged. Both were learnt by `scripts/train_comfort.py` from `data/comfort_labels`, replies
-written and labelled for this repository by a language model. They see wording, not sincerity: read the score beside a
-judge's. How far it can be trusted stands in `data/comfort_labels/README.md`.
+A linear model sees each sentence alone and takes the strongest; a sentence encoder reads the whole answer; their
+expected levels are averaged. Neither reads the question, or a frightened one would lend its warmth to a plain answer;
+only what an answer repeats of its question is left out. Both were learnt by `scripts/train_comfort.py` from
+`data/comfort_labels`, replies written and labelled for this repository by a language model. They see wording, not
+sincerity: read the score beside a judge's. How far it can be trusted stands in `data/comfort_labels/README.md`.
 """
 
 import json
@@ -24,7 +25,7 @@ from medcomfort_utils.paths import MedComfortError
 
 LINEAR = Path(__file__).with_name("comfort_en.json")
 ADAPTER = Path(__file__).with_name("comfort_en.safetensors")
-MOST = (48, 224)  # tokens of question and answer that the encoder reads
+MOST = (48, 224)  # tokens of question (in training alone) and answer that the encoder reads
 
 
 class Linear(NamedTuple):
@@ -78,7 +79,7 @@ def expected(
     if linear:
         found.append(np.array([_strongest(linear, said) for said in own]).reshape(-1, 3))
     if adapter:
-        read = [(question, " ".join(said)) for (question, _), said in zip(pairs, own, strict=True)]
+        read = [("", " ".join(said)) for said in own]
         spoken = np.array([bool(said) for said in own])[:, None]
         found.append(_probability(log_odds(adapter, read, MOST)).sum(axis=-1) * spoken)
     return np.mean(found, axis=0)

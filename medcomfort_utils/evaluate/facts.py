@@ -183,18 +183,20 @@ def _features(reading: Reading, fact: str, weights: dict[str, float]) -> dict[st
     _, near = _best([(hit.anywhere, hit.weight) for hit in hits], count, 2)
     wanted, missing = numbers(fact), unmatched(fact, reading.sentences)
     run = reading.run(near)
+    within = _within(fact, run)  # "take 400 mg" denies nothing of "do not take more than 1200 mg"
+    denied = sum(hit.weight for hit in hits if hit.anywhere & near and not hit.agreeing & near)
     opposite = sentence >= MOSTLY * total and any(_reversed(reading, concept, best) for concept in weights)
     allowed = bool(_FORBIDS.match(fact)) and _allows(reading, fact, hits, total)
     return {
         "sentence": sentence / total,
         "answer": sum(hit.weight for hit in hits) / total,
-        "denied": sum(hit.weight for hit in hits if hit.anywhere & near and not hit.agreeing & near) / total,
+        "denied": 0.0 if within else denied / total,
         "reversed": sum(weights[c] for c in weights if _reversed(reading, c, near)) / total,
         "numbers": len(missing) / len(wanted) if wanted else 0.0,
         "opposed": float(
             opposite
             or allowed
-            or (sentence >= ALIKE * total and _other_number(wanted, missing, run) and not _within(fact, run))
+            or (sentence >= ALIKE * total and _other_number(wanted, missing, run) and not within)
             or _other_bound(fact, run)
         ),  # fmt: skip
     }
