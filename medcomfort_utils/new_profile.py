@@ -44,9 +44,9 @@ def new_profile(
         raise MedComfortError(f"--name {name!r} names files, so it may hold only letters, digits, '_', '-' and '.'.")
     if path.exists():
         raise MedComfortError(f"{tidy(path)} exists: give another --name, or remove it.")
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 10**6
-    told = yaml.load(paths.resolve(copied.profile).read_text(encoding="utf-8"))
+    editor = YAML()
+    editor.preserve_quotes, editor.width = True, 10**6
+    told = editor.load(paths.resolve(copied.profile).read_text(encoding="utf-8"))
     rewrite, base = _corpus(source, fields) | _rewriter(llm, llm_model, name), _base(model)
     kept = {key: value for key, value in (told.get("rewrite") or {}).items() if key in KEPT}
     told["name"], told["rewrite"] = name, CommentedMap(rewrite | kept)
@@ -60,7 +60,7 @@ def new_profile(
         told.insert(list(told).index("rewrite") + 1, "train", CommentedMap())
     told["train"].update({key: value for key, value in base.items() if value or key in told["train"]})
     written = io.StringIO()
-    yaml.dump(told, written)
+    editor.dump(told, written)
     with paths.replacing(path) as temporary:
         _, _, own = ("\n" + written.getvalue()).partition("\nname:")  # before it, what `origin` says of itself
         temporary.write_text(f"{HEADER.format(origin=copied.name)}name:{own}", encoding="utf-8")

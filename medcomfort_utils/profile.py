@@ -207,17 +207,17 @@ def _typed(text: str) -> str:
 
 def read_yaml(text: str, where: str) -> Any:
     """Plain values from YAML 1.2; a MedComfortError, with the line, for what is broken, or made to hang a reader."""
-    yaml = YAML(typ="safe", pure=True)
+    reader = YAML(typ="safe", pure=True)
     try:
         depth = 0
-        for event in yaml.parse(text):
+        for event in reader.parse(text):
             line = f"{where}, line {event.start_mark.line + 1}"
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if isinstance(event, AliasEvent):
                 raise MedComfortError(f"{line}: aliases (*) are not read: `train` holds what models share.")
             if depth > DEEPEST:
                 raise MedComfortError(f"{line}: it is nested more than {DEEPEST} deep.")
-        return yaml.load(text)
+        return reader.load(text)
     except YAMLError as error:
         mark, problem = (getattr(error, name, None) for name in ("problem_mark", "problem"))
         line = f", line {mark.line + 1}" if mark else ""
