@@ -70,10 +70,10 @@ def names_of(requirements):
 
 
 def imports_below(folder):
-    """Distributions that the modules of a folder import; a test may also import one that lies beside it."""
+    """Distributions that the modules of a folder import; a test may import one beside it, or a script."""
     files = sorted((ROOT / folder).rglob("*.py"))
     names = set().union(*(imported(path.read_text(encoding="utf-8")) for path in files))
-    return distributions(names - {path.stem for path in (ROOT / "tests").glob("*.py")})
+    return distributions(names - {path.stem for own in ("tests", "scripts") for path in (ROOT / own).glob("*.py")})
 
 
 def notebook_imports():
