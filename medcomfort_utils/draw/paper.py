@@ -78,9 +78,10 @@ def _data() -> Iterator[tuple[str, str]]:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     shapes = [pd.Series(tensor["shape"], dtype=int) for name, tensor in header.items() if name != "__metadata__"]
     yield "base.million_parameters", f"{sum(shape.prod() for shape in shapes) / 1e6:.1f}"
-    labels = json.loads((DATA / "comfort_labels/report.json").read_text(encoding="utf-8"))["all"]
-    yield "labels.replies", setting(labels.pop("replies"))
-    yield from ((f"labels.kappa.{name}", number(agreement["kappa"])) for name, agreement in labels.items())
+    labels = json.loads((DATA / "comfort_labels/report.json").read_text(encoding="utf-8"))
+    yield "labels.replies", setting(labels["replies"])
+    agreement = labels["both"]["kappa"]["all but first_sight"]
+    yield from ((f"labels.kappa.{name}", number(kappa)) for name, kappa in agreement.items())
 
 
 def build(folder: Path = PAPER) -> Path:
