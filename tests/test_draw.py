@@ -128,8 +128,8 @@ def test_names_that_people_give_are_shown_as_they_are(folder, tmp_path, corpus):
 
 def test_results_table_has_the_numbers_of_the_results_in_order(results):
     table = tables.results_table(results).set_index("Model")
-    assert list(table.index) == ["Base", "SFT", "DPO", "KTO", "DPO from base", "KTO from base", "SFT comfort only",
-                                 "Plain answer", "Rewrite"]  # fmt: skip
+    assert list(table.index) == ["Base", "SFT", "SFT continued", "DPO", "KTO", "DPO from base", "KTO from base",
+                                 "SFT comfort only", "Plain answer", "Rewrite"]  # fmt: skip
     assert list(table.columns)[:4] == ["Comfort, emotional", "Comfort, neutral", "Facts kept, emotional",
                                        "Facts kept, neutral"]  # fmt: skip
     assert table.loc["SFT", "Comfort, emotional"] == tables.cell(*results.values("comfort").loc["sft"][:3])
