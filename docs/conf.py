@@ -84,7 +84,7 @@ def copy_index(app, error):
 def visit_math(self, node):
     r"""A formula as MathML, by docutils, which lacks \big and \dots and sets \log too tight."""
     formula, block = node.astext(), isinstance(node, nodes.math_block)
-    for name, known in ((r"\big", ""), (r"\dots", r"\ldots"), (r"\log", r"\log\,")):
+    for name, known in ((r"\Big", ""), (r"\big", ""), (r"\dots", r"\ldots"), (r"\log", r"\log\,")):
         formula = formula.replace(name, known)
     formula = tex2mathml(formula, as_block=block)
     self.body.append(f'<div class="math">{formula}</div>' if block else formula)

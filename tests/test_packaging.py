@@ -35,6 +35,7 @@ TOOLS = {
     "jupyterlab": "make lab",
     "myst-nb": "make site",
     "nbval": "make test",
+    "openai": "transformers serve",
     "pytest": "make test",
     "ruff": "make test",
     "unsloth-zoo": "unsloth",
